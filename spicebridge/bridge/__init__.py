@@ -1,0 +1,1 @@
+"""Joins channels to local ends."""

@@ -1,0 +1,295 @@
+"""The data path: one application and one linked channel, while both are there.
+
+Two tasks carry bytes, one each way. Each reads only when it has written what it read before, so a
+slow side slows the other one and memory does not depend on how much flows. Neither ever runs for
+long without letting the others run, or the main channel's PONG would be late.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from spicebridge.channel import CLOSE_TIMEOUT, Channel, ChannelClosedError
+from spicebridge.endpoints.base import Application
+from spicebridge.errors import SpicebridgeError, one_error
+from spicebridge.protocol.constants import PortEventType
+from spicebridge.protocol.messages import Event, PortEvent, PortInit
+
+log = logging.getLogger(__name__)
+
+_YIELD_EVERY: Final = 8
+"""Reads after which a task lets the others run: 2 MiB at most, about a millisecond of work."""
+
+_LOOK_EVERY: Final = 0.05
+"""Seconds between two looks at whether an application that has ended its sending is still there."""
+
+_LOOK_WAITING: Final = 0.5
+"""Seconds between two such looks while the guest has not opened the port."""
+
+
+@dataclass
+class Traffic:
+    """What a bridge has moved.
+
+    Attributes:
+        down: bytes from the channel to the application.
+        up: bytes from the application to the channel.
+    """
+
+    down: int = 0
+    up: int = 0
+
+
+class Ended(Enum):
+    """Why a join came to its end."""
+
+    APPLICATION = "the application has gone"
+    PORT_CLOSED = "the guest closed the port"
+    CHANNEL_CLOSED = "the channel was closed"
+    STOPPED = "spicebridge is stopping"
+
+
+class Join:
+    """Carries bytes between an application and a channel.
+
+    Args:
+        application: the one.
+        channel: the other; where its `port` says that it is closed, the application's bytes wait.
+        traffic: where the bytes are counted.
+        keep: whether the application rides it out when the other side goes: on a client, the
+            guest that closes the port; on a server, the client.
+        detach: whether the channel stays linked once the application has gone, so that what comes
+            afterwards waits for the next one.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        channel: Channel,
+        traffic: Traffic,
+        *,
+        keep: bool = False,
+        detach: bool = False,
+    ) -> None:
+        self._application = application
+        self._stream = application.stream
+        self._channel = channel
+        self._traffic = traffic
+        self._keep = keep
+        self._detach = detach
+        self._open = channel.port is None or channel.port.opened
+        self._changed = anyio.Event()  # of _open or _stopping
+        self._stopping = False
+        self._deaf = False  # the application takes nothing more
+        self._delivering = False
+        self._down_scope = anyio.CancelScope()
+        self._up_scope = anyio.CancelScope()
+        self._ended: Ended | None = None
+
+    async def run(self) -> Ended:
+        """Carries bytes until one side has gone, and what was on its way then.
+
+        Returns:
+            Which side it was. The application's sending side has been ended if the channel's has.
+
+        Raises:
+            ProtocolError: the peer broke the protocol.
+        """
+        with one_error():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._down)
+                tasks.start_soon(self._up)
+        return self._ended or Ended.APPLICATION
+
+    def stop(self) -> None:
+        """Ends it: what the application has written by now still goes, and what the peer sends
+        until it closes."""
+        self._stopping = True
+        self._changed.set()
+        self._stream.interrupt()
+
+    def _end(self, reason: Ended) -> None:
+        if self._ended is None:
+            self._ended = reason
+
+    # From the channel to the application
+
+    async def _down(self) -> None:
+        with self._down_scope:
+            try:
+                await self._carry_down()
+            except ChannelClosedError as error:
+                log.warning("%s", error)
+                self._end(Ended.CHANNEL_CLOSED)
+            self._end_application()
+            # the application may still be sending; nobody is there to take it
+            self._up_scope.cancel()
+
+    async def _carry_down(self) -> None:
+        reads = 0
+        while (items := await self._channel.receive()) is not None:
+            if not await self._deliver(items):
+                self._end(Ended.PORT_CLOSED)
+                return
+            reads += 1
+            if reads % _YIELD_EVERY == 0:
+                await anyio.lowlevel.checkpoint()
+        self._end(Ended.CHANNEL_CLOSED)
+
+    async def _deliver(self, items: Sequence[memoryview | Event]) -> bool:
+        """Gives the application its bytes; returns False once the guest has closed the port."""
+        views: list[memoryview] = []
+        for index, item in enumerate(items):
+            if isinstance(item, memoryview):
+                views.append(item)
+                continue
+            if isinstance(item, PortInit):  # again, as after a migration
+                event = PortEventType.OPENED if item.opened else PortEventType.CLOSED
+            elif isinstance(item, PortEvent):
+                event = item.event
+            else:
+                log.debug("%s: %s", self._channel.name, item)
+                continue
+            await self._write(views)
+            views = []
+            if self._port_event(event):
+                continue
+            self._channel.hold(items[index + 1 :])
+            return False
+        await self._write(views)
+        return True
+
+    def _port_event(self, event: PortEventType) -> bool:
+        """Notes what the guest did; returns False if that ends the join."""
+        log.debug("%s: the guest: %s", self._channel.name, event.name.lower())
+        if event == PortEventType.BREAK or self._channel.port is None:  # None: we are the server
+            return True
+        was_open, self._open = self._open, event == PortEventType.OPENED
+        self._channel.port = PortInit(self._channel.port.name, self._open)
+        self._changed.set()
+        return self._open or self._keep or not was_open
+
+    async def _write(self, views: list[memoryview]) -> None:
+        if not views or self._deaf:
+            return
+        size = sum(map(len, views))
+        self._delivering = True
+        try:
+            await self._stream.write_all(views)
+            self._traffic.down += size
+        except OSError as error:
+            log.debug("%s takes nothing more: %s", self._application.name, error)
+            self._deaf = True
+            if self._application.ends_with_output:
+                self.stop()
+        self._delivering = False
+
+    def _end_application(self) -> None:
+        if self._keep and self._detach and self._ended is Ended.CHANNEL_CLOSED:
+            return
+        try:
+            self._stream.end()
+        except OSError as error:
+            log.debug("%s: %s", self._application.name, error)
+
+    # From the application to the channel
+
+    async def _up(self) -> None:
+        with self._up_scope:
+            try:
+                await self._carry_up()
+            except ChannelClosedError as error:
+                # what the peer sent before it went may still wait to be read: the other task ends
+                log.debug("%s", error)
+                await anyio.sleep_forever()
+            self._end(Ended.STOPPED if self._stopping and not self._deaf else Ended.APPLICATION)
+            if not self._stopping:
+                await self._linger()
+            if self._detach and not self._stopping:
+                self._down_scope.cancel()
+                return
+            self._channel.end()
+            with anyio.move_on_after(CLOSE_TIMEOUT):
+                await anyio.sleep_forever()  # until the peer has ended its side, too
+            log.warning("%s: the peer does not close its side", self._channel.name)
+            self._down_scope.cancel()
+
+    async def _carry_up(self) -> None:
+        stream, channel = self._stream, self._channel
+        buffer = channel.payload_buffer()
+        reads = 0
+        while self._open or await self._until_open():
+            try:
+                count = stream.read_nowait(buffer)
+            except OSError as error:
+                log.warning("%s: %s", self._application.name, error.strerror)
+                return
+            if count is None:
+                if self._stopping:
+                    return
+                await stream.readable()
+                continue
+            if not count:
+                return
+            await channel.send_payload(count)
+            self._traffic.up += count
+            reads += 1
+            if reads % _YIELD_EVERY == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def _until_open(self) -> bool:
+        """Waits until the guest opens the port; what the application sends waits with it.
+
+        Returns:
+            Whether it did; otherwise the application went first, or we are stopping.
+        """
+        while not self._open:
+            if self._stopping:
+                return False
+            if self._stream.hung_up():
+                log.warning("%s went before the guest opened the port", self._application.name)
+                return False
+            self._changed = anyio.Event()
+            with anyio.move_on_after(_LOOK_WAITING):
+                await self._changed.wait()
+        return True
+
+    async def _linger(self) -> None:
+        """Waits while an application that has ended its sending may still be reading."""
+        linger = self._application.linger
+        seen, silent = self._traffic.down, 0.0
+        while not (self._deaf or self._stopping or self._stream.hung_up()):
+            if linger is not None and silent >= linger:
+                return
+            await anyio.sleep(_LOOK_EVERY if linger is None else min(linger, _LOOK_EVERY))
+            if self._delivering or self._traffic.down != seen:
+                seen, silent = self._traffic.down, 0.0
+            else:
+                silent += _LOOK_EVERY
+
+
+async def drain_application(application: Application) -> int:
+    """Reads what an application still sends once nobody takes it any more, until it closes.
+
+    Closing at once could cost it what it has not read yet. Bounded by `CLOSE_TIMEOUT`.
+
+    Returns:
+        How many bytes that was.
+    """
+    scrap = memoryview(bytearray(65536))
+    dropped = 0
+    with anyio.move_on_after(CLOSE_TIMEOUT):
+        try:
+            while count := await application.stream.read_into(scrap):
+                dropped += count
+                await anyio.lowlevel.checkpoint()
+        except (OSError, SpicebridgeError):
+            pass  # it has gone
+    return dropped

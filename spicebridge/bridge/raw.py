@@ -1,0 +1,161 @@
+"""A raw bridge on the client's side: one channel, one local end, one application at a time."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+from anyio.abc import TaskGroup
+
+from spicebridge.bridge.join import Ended, Join, drain_application
+from spicebridge.bridge.report import BridgeStatus
+from spicebridge.bridge.spec import BridgeSpec
+from spicebridge.channel import Channel
+from spicebridge.client.session import ChannelInfo, Session
+from spicebridge.endpoints.base import Application
+from spicebridge.errors import ApplicationError, SpicebridgeError, one_error
+
+
+class RawBridge:
+    """Joins the applications of a local end, one after another, to a channel.
+
+    Args:
+        spec: what is asked for; its endpoint is open.
+
+    Attributes:
+        status: what it is doing.
+        failure: how a program that we started has failed, if one has.
+    """
+
+    def __init__(self, spec: BridgeSpec) -> None:
+        self.failure: ApplicationError | None = None
+        self.status = BridgeStatus(spec.name)
+        self._spec = spec
+        self._endpoint = spec.endpoint
+        self._application: Application | None = None
+        self._join: Join | None = None
+        self._channel: Channel | None = None
+        self._accepting = anyio.CancelScope()
+        self._stopping = False
+
+    async def run(self, session: Session, channel: ChannelInfo) -> None:
+        """Serves applications until there can be no more, or `stop` is called.
+
+        Raises:
+            SpicebridgeError: a local end that serves only one application could not; a channel
+                that is to be linked always could not be.
+        """
+        try:
+            if self._spec.attach == "always":
+                await self._link(session, channel)
+            self.status.state = "waiting"
+            if not self._endpoint.waits:
+                await self._serve(await self._endpoint.accept(), session, channel)
+                return
+            with one_error():
+                async with anyio.create_task_group() as tasks:
+                    await self._accept(tasks, session, channel)
+        finally:
+            await self._unlink()
+            self.status.state = "ended"
+
+    def stop(self) -> None:
+        """Takes no more applications; the one that is there is drained."""
+        self._stopping = True
+        self._accepting.cancel()
+        if self._join is not None:
+            self._join.stop()
+
+    async def _accept(self, tasks: TaskGroup, session: Session, channel: ChannelInfo) -> None:
+        with self._accepting:
+            while True:
+                application = await self._endpoint.accept()
+                if self._application is None:
+                    self._application = application
+                    tasks.start_soon(self._serve_one_of_many, application, session, channel)
+                    continue
+                self.status.event(
+                    "app-refused",
+                    f"{application.name} refused: {self._application.name} has the channel",
+                    logging.WARNING,
+                    app=application.name,
+                    holder=self._application.name,
+                )
+                await application.aclose()
+
+    async def _serve_one_of_many(
+        self, application: Application, session: Session, channel: ChannelInfo
+    ) -> None:
+        """Serves an application; what goes wrong with it is logged, and the next one may come."""
+        try:
+            await self._serve(application, session, channel)
+        except SpicebridgeError as error:
+            self.status.event("error", str(error), logging.ERROR)
+        finally:
+            self._application = None
+
+    async def _serve(
+        self, application: Application, session: Session, channel: ChannelInfo
+    ) -> None:
+        self._application = application
+        self.status.event("app-connected", f"{application.name} connected", app=application.name)
+        ended: Ended | None = None
+        dropped = 0
+        try:
+            linked = self._channel
+            if linked is None or not linked.usable:
+                linked = await self._link(session, channel)
+            ended = await self._run_join(application, linked)
+            if self._spec.attach == "demand" or not linked.usable or ended is Ended.CHANNEL_CLOSED:
+                await self._unlink()
+            if ended in {Ended.PORT_CLOSED, Ended.CHANNEL_CLOSED}:
+                dropped = await drain_application(application)
+        finally:
+            self.status.state = "waiting"
+            await self._let_go(application, ended, dropped)
+
+    async def _run_join(self, application: Application, linked: Channel) -> Ended:
+        self._join = Join(
+            application,
+            linked,
+            self.status.traffic,
+            keep=self._spec.on_close == "keep",
+            detach=self._spec.attach == "always",
+        )
+        if self._stopping:
+            self._join.stop()
+        self.status.state = "joined"
+        try:
+            return await self._join.run()
+        finally:
+            self._join = None
+
+    async def _let_go(self, application: Application, ended: Ended | None, dropped: int) -> None:
+        try:
+            await application.aclose()
+        except ApplicationError as error:
+            self.failure = error
+            self.status.event("error", str(error), logging.ERROR)
+        finally:
+            why = f": {ended.value}" if ended and ended is not Ended.APPLICATION else ""
+            lost = f", {dropped} bytes of it undelivered" if dropped else ""
+            self.status.event(
+                "app-gone",
+                f"{application.name} gone{why}{lost}",
+                app=application.name,
+                undelivered=dropped,
+            )
+
+    async def _link(self, session: Session, channel: ChannelInfo) -> Channel:
+        self.status.state = "linking"
+        await self._unlink()
+        self._channel = linked = await session.open_channel(channel)
+        port = f" ({linked.port.name})" if linked.port and linked.port.name else ""
+        self.status.event("linked", f"{channel.name}{port} linked", channel=channel.name)
+        return linked
+
+    async def _unlink(self) -> None:
+        if self._channel is not None:
+            linked, self._channel = self._channel, None
+            await linked.aclose()
+            self.status.event("unlinked", f"{linked.name} unlinked", channel=linked.name)

@@ -1,0 +1,276 @@
+"""A raw bridge on the server's side: a local program or socket plays the guest of one channel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import anyio
+
+from spicebridge.bridge.join import Ended, Join, drain_application
+from spicebridge.bridge.report import BridgeStatus, Ready
+from spicebridge.bridge.spec import BridgeSpec
+from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
+from spicebridge.channel import Channel
+from spicebridge.endpoints.base import Application
+from spicebridge.errors import ApplicationError, UsageError, one_error
+from spicebridge.protocol.constants import Msg, PortEventType
+from spicebridge.protocol.messages import (
+    PortEvent,
+    PortInit,
+    encode_port_event,
+    encode_port_init,
+    has_port_events,
+)
+from spicebridge.server.endpoint import Offer, SpiceEndpoint
+from spicebridge.transport.address import Address
+from spicebridge.transport.listen import listen
+
+
+class ServedBridge:
+    """Plays the guest of one channel with the applications of a local end.
+
+    Args:
+        spec: what is asked for; its endpoint is open.
+
+    Attributes:
+        status: what it is doing.
+        done: set once no further application can come.
+    """
+
+    def __init__(self, spec: BridgeSpec) -> None:
+        self.status = BridgeStatus(spec.name)
+        self.done = anyio.Event()
+        self._spec = spec
+        self._endpoint = spec.endpoint
+        self._application: Application | None = None
+        self._arrived = anyio.Event()
+        self._join: Join | None = None
+        self._stopping = False
+
+    @property
+    def port(self) -> PortInit:
+        """What the channel tells a client at its start."""
+        return PortInit(self._spec.channel.port or "", self._application is not None)
+
+    async def run(self) -> None:
+        """Takes the applications that come by themselves, or that are to be there always."""
+        self.status.state = "waiting"
+        if self._endpoint.waits:
+            while True:
+                await self._take(await self._endpoint.accept())
+        if self._spec.attach == "always":
+            await self._take(await self._endpoint.accept())
+
+    async def _take(self, application: Application) -> None:
+        holder = self._application
+        if holder is not None and self._join is None and holder.stream.hung_up():
+            await self._let_go(None)  # it came and went while no client was there
+        if self._application is not None:
+            self.status.event(
+                "app-refused",
+                f"{application.name} refused: {self._application.name} has the channel",
+                logging.WARNING,
+                app=application.name,
+                holder=self._application.name,
+            )
+            await application.aclose()
+            return
+        self._application = application
+        self.status.event("app-connected", f"{application.name} connected", app=application.name)
+        self._arrived.set()
+
+    def stop(self) -> None:
+        """Drains the application and the client that are there."""
+        self._stopping = True
+        self._arrived.set()
+        if self._join is not None:
+            self._join.stop()
+
+    async def serve(self, channel: Channel) -> None:
+        """Serves one client for as long as it has the channel linked."""
+        events = has_port_events(channel.linked.request.channel_type)
+        if events:
+            await channel.send_message(Msg.PORT_INIT, encode_port_init(self.port))
+        self.status.event("linked", f"{channel.name} linked", channel=channel.name)
+        try:
+            told_open = self._application is not None
+            while await self._until_application(channel):
+                if events and not told_open:
+                    await _tell(channel, PortEventType.OPENED)
+                ended = await self._run_join(channel)
+                if ended is not Ended.APPLICATION:
+                    break
+                told_open = False
+                if not events or not self._endpoint.repeats:
+                    break  # the end of the channel is all that can tell the client
+                await _tell(channel, PortEventType.CLOSED)
+                if not self._endpoint.waits:  # one program for each client, as inetd does
+                    await self._until_gone(channel)
+                    break
+        finally:
+            self.status.state = "waiting"
+            self.status.event("unlinked", f"{channel.name} unlinked", channel=channel.name)
+            if self._application is None and not self._endpoint.repeats:
+                self.done.set()
+
+    async def _until_application(self, channel: Channel) -> bool:
+        """Waits for an application; returns False if the client goes first, or we stop."""
+        if self._application is None and not self._endpoint.waits:
+            await self._take(await self._endpoint.accept())
+        while self._application is None and not self._stopping:
+            self._arrived = anyio.Event()
+            gone = True
+            async with anyio.create_task_group() as tasks:
+
+                async def wait_for_one() -> None:
+                    nonlocal gone
+                    await self._arrived.wait()
+                    gone = False
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(wait_for_one)
+                await self._until_gone(channel)
+                tasks.cancel_scope.cancel()
+            if gone:
+                return False
+        return not self._stopping
+
+    async def _until_gone(self, channel: Channel) -> None:
+        """Watches a channel whose client has nobody to talk to, until it goes.
+
+        Once it has sent something that waits for an application, nothing more is read.
+        """
+        while (items := await channel.receive()) is not None:
+            if any(isinstance(item, memoryview) for item in items):
+                channel.hold(items)
+                await anyio.sleep_forever()
+
+    async def _run_join(self, channel: Channel) -> Ended:
+        application = self._application
+        assert application is not None  # noqa: S101 - the caller waited for it
+        keep = self._spec.on_close == "keep"
+        self._join = Join(application, channel, self.status.traffic, keep=keep, detach=True)
+        if self._stopping:
+            self._join.stop()
+        self.status.state = "joined"
+        ended: Ended | None = None
+        try:
+            ended = await self._join.run()
+        finally:
+            self._join = None
+            if not (keep and ended is Ended.CHANNEL_CLOSED):
+                await self._let_go(ended)
+        return ended
+
+    async def _let_go(self, ended: Ended | None) -> None:
+        application = self._application
+        if application is None:
+            return
+        dropped = 0
+        try:
+            if ended is Ended.CHANNEL_CLOSED:
+                dropped = await drain_application(application)
+            await application.aclose()
+        except ApplicationError as error:
+            self.status.event("error", str(error), logging.ERROR)
+        finally:
+            self._application = None
+            lost = f", {dropped} bytes of it undelivered" if dropped else ""
+            self.status.event(
+                "app-gone",
+                f"{application.name} gone{lost}",
+                app=application.name,
+                undelivered=dropped,
+            )
+
+
+async def _tell(channel: Channel, event: PortEventType) -> None:
+    await channel.send_message(Msg.PORT_EVENT, encode_port_event(PortEvent(event)))
+
+
+def offers(specs: Sequence[BridgeSpec], bridges: Sequence[ServedBridge]) -> list[Offer]:
+    """The channels of an endpoint; a spec without an instance gets the lowest free one.
+
+    Raises:
+        UsageError: if two specs ask for the same channel or port name, or a name has wildcards.
+    """
+    taken = {
+        (spec.channel.type, spec.channel.instance)
+        for spec in specs
+        if spec.channel.instance is not None
+    }
+    fixed = [spec for spec in specs if spec.channel.instance is not None]
+    if len(taken) < len(fixed):
+        raise UsageError("two channels have the same type and instance", "number them differently")
+    names = [spec.channel.port for spec in specs if spec.channel.port is not None]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"port={name} is offered twice", "name them differently")
+        if set("*?[") & set(name):
+            raise UsageError(f"port={name}: an offered port has a name without wildcards")
+    made: list[Offer] = []
+    for spec, bridge in zip(specs, bridges, strict=True):
+        number = spec.channel.instance
+        if number is None:
+            number = next(n for n in range(256) if (spec.channel.type, n) not in taken)
+            taken.add((spec.channel.type, number))
+        made.append(Offer(spec.channel.type, number, bridge.serve))
+    return made
+
+
+async def serve_bridges(
+    address: Address,
+    specs: Sequence[BridgeSpec],
+    *,
+    password: str | None = None,
+    stop: anyio.Event | None = None,
+    ready: Ready | None = None,
+) -> None:
+    """Offers channels to SPICE clients, with local ends playing the guest.
+
+    Args:
+        address: where to listen; port 0 takes a free one.
+        specs: one for each channel.
+        password: the ticket; None to let everybody in.
+        stop: set by the caller to drain and end. Cancelling ends at once.
+        ready: called when everything exists, with where it listens.
+
+    Raises:
+        SpicebridgeError: what went wrong, see `errors`.
+    """
+    stop = stop or anyio.Event()
+    bridges = [ServedBridge(spec) for spec in specs]
+    endpoint = SpiceEndpoint(offers(specs, bridges), password)
+    async with AsyncExitStack() as stack:
+        for spec in specs:
+            await stack.enter_async_context(spec.endpoint)
+        listener = stack.enter_context(await listen(address))
+        with one_error():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(endpoint.serve, listener)
+                for bridge in bridges:
+                    tasks.start_soon(bridge.run)
+                if ready is not None:
+                    ready(listener.address, [bridge.status for bridge in bridges])
+                await _until_done(bridges, stop)
+                for bridge in bridges:
+                    bridge.stop()
+                with anyio.move_on_after(DRAIN_TIMEOUT):
+                    await endpoint.idle()
+                tasks.cancel_scope.cancel()
+
+
+async def _until_done(bridges: Sequence[ServedBridge], stop: anyio.Event) -> None:
+    """Waits until all bridges have nothing left to offer, or we are to stop."""
+    async with anyio.create_task_group() as tasks:
+
+        async def all_done() -> None:
+            for bridge in bridges:
+                await bridge.done.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(all_done)
+        await stop.wait()
+        tasks.cancel_scope.cancel()

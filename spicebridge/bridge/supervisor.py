@@ -1,0 +1,93 @@
+"""Runs bridges: opens the local ends, the session, and keeps all of them until they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+import anyio
+
+from spicebridge.bridge.raw import RawBridge
+from spicebridge.bridge.report import Ready
+from spicebridge.bridge.resolve import resolve
+from spicebridge.bridge.spec import BridgeSpec
+from spicebridge.client.session import ChannelInfo, Session, open_session
+from spicebridge.errors import UsageError, one_error
+from spicebridge.transport.address import Address
+
+DRAIN_TIMEOUT: Final = 5.0
+"""Seconds that what is on its way has to arrive, once the bridges are stopped."""
+
+
+async def run_bridges(
+    address: Address,
+    specs: Sequence[BridgeSpec],
+    *,
+    password: str = "",
+    stop: anyio.Event | None = None,
+    ready: Ready | None = None,
+) -> None:
+    """Bridges channels of a SPICE server to local ends, until all are done.
+
+    Local ends are opened before the server is asked: a mistake there must not throw another
+    client's session out.
+
+    Args:
+        address: of the server.
+        specs: one for each bridge.
+        password: the ticket; empty where the server asks for none.
+        stop: set by the caller to drain and end. Cancelling ends at once.
+        ready: called when the local ends exist and the channels were found.
+
+    Raises:
+        SpicebridgeError: what went wrong, see `errors`; `SessionLostError` when the server ended
+            the session.
+    """
+    stop = stop or anyio.Event()
+    bridges = [RawBridge(spec) for spec in specs]
+    async with AsyncExitStack() as stack:
+        for spec in specs:
+            await stack.enter_async_context(spec.endpoint)
+        session = await stack.enter_async_context(open_session(address, password))
+        channels = [await resolve(session, spec.channel) for spec in specs]
+        _refuse_twice(channels)
+        if ready is not None:
+            ready(address, [bridge.status for bridge in bridges])
+        await _run(bridges, channels, session, stop)
+    if session.failure is not None and not stop.is_set():
+        raise session.failure
+    for bridge in bridges:
+        if bridge.failure is not None:
+            raise bridge.failure
+
+
+def _refuse_twice(channels: Sequence[ChannelInfo]) -> None:
+    for channel in channels:
+        if channels.count(channel) > 1:
+            raise UsageError(
+                f"{channel.name} is asked for twice", "one client can link a channel only once"
+            )
+
+
+async def _run(
+    bridges: Sequence[RawBridge],
+    channels: Sequence[ChannelInfo],
+    session: Session,
+    stop: anyio.Event,
+) -> None:
+    async def end_when(event: anyio.Event) -> None:
+        await event.wait()
+        for bridge in bridges:
+            bridge.stop()
+        await anyio.sleep(DRAIN_TIMEOUT)
+        tasks.cancel_scope.cancel()
+
+    with one_error():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end_when, stop)
+            tasks.start_soon(end_when, session.lost)
+            async with anyio.create_task_group() as running:
+                for bridge, channel in zip(bridges, channels, strict=True):
+                    running.start_soon(bridge.run, session, channel)
+            tasks.cancel_scope.cancel()

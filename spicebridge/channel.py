@@ -1,0 +1,238 @@
+"""A linked channel as a byte stream with port events: a `Conversation` on a `Stream`, either role.
+
+Closing has a rule of its own: closing a socket with unread input makes the kernel reset the
+connection, and the peer then loses what was on its way to it. So a channel ends its sending side,
+reads to end of file, and only then closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.lowlevel
+
+from spicebridge.errors import SessionLostError, SpicebridgeError
+from spicebridge.protocol.constants import Msg, MsgC
+from spicebridge.protocol.conversation import Conversation
+from spicebridge.protocol.link import Linked
+from spicebridge.protocol.messages import Event, PortInit
+from spicebridge.transport.stream import Stream
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that a peer has to end its side once we have ended ours."""
+
+_CONTROL_LIMIT = 64 * 1024
+"""Bytes of our answers that may wait for the peer to read them before we stop reading from it."""
+
+
+class ChannelClosedError(SessionLostError):
+    """The peer closed this channel or its link broke; the session may go on."""
+
+
+class Channel:
+    """A linked channel. One task may receive while another one sends.
+
+    Args:
+        stream: the connection, right behind the link result; the channel owns it from now on.
+        linked: what was agreed on.
+        server: whether we are the server.
+
+    Attributes:
+        linked: what was agreed on.
+        port: name and state of the port as the server told them at the start, where it did.
+    """
+
+    def __init__(self, stream: Stream, linked: Linked, *, server: bool = False) -> None:
+        self.linked = linked
+        self.port: PortInit | None = None
+        self._stream = stream
+        self._conversation = Conversation(
+            linked.request.channel_type, mini_header=linked.mini_header, server=server
+        )
+        self._sending = anyio.Lock(fast_acquire=True)
+        self._torn = False  # a DATA of ours was cut off; nothing may follow it
+        self._ended = False
+        self._held: list[memoryview | Event] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def name(self) -> str:
+        """Type and id as users write them: ``port:0``."""
+        return self.linked.request.name
+
+    # Receiving
+
+    async def receive(self) -> Sequence[memoryview | Event] | None:
+        """Waits for what the peer sends.
+
+        Returns:
+            Bytes of DATA as views, valid until the next call, and events, in the peer's order;
+            possibly none of either. None once the peer has ended the channel.
+
+        Raises:
+            ChannelClosedError: the link broke.
+            ProtocolError: the peer broke the protocol.
+
+        When cancelled, nothing has been received.
+        """
+        if self._held:
+            held, self._held = self._held, []
+            return held
+        if len(self._conversation.control) > _CONTROL_LIMIT:
+            await self.flush()
+        try:
+            while (count := self._read_nowait()) is None:
+                await self._until_readable()
+        except OSError as error:
+            raise self._broken(error) from error
+        if not count:
+            self._conversation.receive_eof()
+            return None
+        items = self._conversation.receive_data(count)
+        if self._conversation.control and not self._sending.locked():
+            self._write_control_nowait()
+        return items
+
+    async def read(self) -> bytes:
+        """The next bytes of DATA, copied; port events are passed over. Empty at the end.
+
+        Raises:
+            ChannelClosedError, ProtocolError: see `receive`.
+        """
+        while (items := await self.receive()) is not None:
+            if data := b"".join(item for item in items if isinstance(item, memoryview)):
+                return data
+        return b""
+
+    def hold(self, items: Sequence[memoryview | Event]) -> None:
+        """Gives back what `receive` returned, for the next call of it to return again."""
+        self._held = list(items)
+
+    def _read_nowait(self) -> int | None:
+        return self._stream.read_nowait(self._conversation.receive_buffer())
+
+    async def _until_readable(self) -> None:
+        """Waits for input, and sends our answers meanwhile if the peer did not take them yet."""
+        if not self._conversation.control or self._sending.locked():
+            await self._stream.readable()
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.flush)
+            await self._stream.readable()
+            tasks.cancel_scope.cancel()
+
+    # Sending
+
+    def payload_buffer(self) -> memoryview:
+        """The one buffer for the payload of `send_payload`."""
+        return self._conversation.payload_buffer()
+
+    async def send_payload(self, count: int) -> None:
+        """Sends the first `count` bytes of `payload_buffer` as one DATA.
+
+        When cancelled, part of a message may have been sent; the channel must be closed then.
+
+        Raises:
+            ChannelClosedError: the peer takes nothing more.
+        """
+        async with self._sending:
+            control = self._conversation.control
+            message = self._conversation.data_message(count)
+            try:
+                if control:
+                    await self._write_control()
+                self._torn = True
+                await self._stream.write_all([message])
+                self._torn = False
+                if control:  # what the reading task has added meanwhile
+                    await self._write_control()
+            except OSError as error:
+                raise self._broken(error) from error
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends bytes, in as many DATA as it takes; see `send_payload`."""
+        buffer = self.payload_buffer()
+        view = memoryview(data)
+        for start in range(0, len(view), len(buffer)):
+            piece = view[start : start + len(buffer)]
+            buffer[: len(piece)] = piece
+            await self.send_payload(len(piece))
+
+    async def send_message(self, message_type: Msg | MsgC, payload: bytes = b"") -> None:
+        """Sends one message that is not DATA.
+
+        Raises:
+            ChannelClosedError: the peer takes nothing more.
+        """
+        self._conversation.send(message_type, payload)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Sends our answers that still wait. When cancelled, the rest goes before what follows."""
+        async with self._sending:
+            await self._write_control()
+
+    async def _write_control(self) -> None:
+        control = self._conversation.control
+        while control:
+            if not self._write_control_nowait():
+                await self._stream.writable()
+
+    def _write_control_nowait(self) -> bool:
+        """Sends what the kernel takes of our answers; returns False if it takes nothing now."""
+        control = self._conversation.control
+        try:
+            written = len(control) if self._torn else self._stream.write_nowait([control])
+        except OSError as error:
+            raise self._broken(error) from error
+        del control[: written or 0]
+        return written is not None
+
+    # Closing
+
+    @property
+    def usable(self) -> bool:
+        """Whether more can be sent: our side has not ended, nor was a message of it cut off."""
+        return not (self._torn or self._ended)
+
+    def end(self) -> None:
+        """Ends our sending side: the peer reads end of file behind all that was sent."""
+        self._ended = True
+        try:
+            self._stream.end()
+        except OSError:  # the link has broken already, as `receive` will say
+            pass
+
+    def abort(self) -> None:
+        """Closes at once; what is on its way in either direction may be lost."""
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        """Ends our side, reads the peer's to its end (for `CLOSE_TIMEOUT` at most), and closes.
+
+        What the peer still sends is dropped; who wants it calls `end` and `receive` before.
+        """
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            try:
+                self.end()
+                while await self.receive() is not None:
+                    await anyio.lowlevel.checkpoint()
+            except (SpicebridgeError, anyio.ClosedResourceError):
+                pass  # it is gone, which is what we want
+        self._stream.close()
+
+    def _broken(self, error: OSError) -> ChannelClosedError:
+        return ChannelClosedError(f"the link of {self.name} broke: {error.strerror}")

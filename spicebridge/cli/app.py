@@ -1,0 +1,278 @@
+"""The commands. Bridging is what happens when no command is named."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, NoReturn
+
+import anyio
+import typer
+from typer.core import TyperGroup, TyperOption
+
+from spicebridge import (
+    Ready,
+    SpicebridgeError,
+    TcpAddress,
+    UnixAddress,
+    UsageError,
+    __version__,
+    parse_host_port,
+    run_bridges,
+    serve_bridges,
+)
+from spicebridge.cli.demo import run_demo
+from spicebridge.cli.listing import list_channels
+from spicebridge.cli.log import LogFormat
+from spicebridge.cli.options import (
+    CustomChannelOption,
+    LogFormatOption,
+    PasswordFileOption,
+    QuietOption,
+    ReadyFdOption,
+    UriArgument,
+    VerboseOption,
+    server_address,
+    set_up_output,
+)
+from spicebridge.cli.password import given_password, with_password
+from spicebridge.cli.running import run_until_signal
+from spicebridge.cli.spec import parse_custom_channel
+
+log = logging.getLogger("spicebridge")
+
+_BRIDGE = "bridge"  # the command that needs no name
+
+
+class _DefaultCommandGroup(TyperGroup):
+    """Takes a command line without a command for one of ``bridge``, and shows its options.
+
+    Options may stand before a command's name (``spicebridge -v list``), as in most programs.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args not in (["--help"], ["--version"]):
+            command = self._command_index(args)
+            if command is None:
+                args = [_BRIDGE, *args]
+            else:
+                args = [args[command], *args[:command], *args[command + 1 :]]
+        return super().parse_args(ctx, args)
+
+    def _command_index(self, args: list[str]) -> int | None:
+        """Where the name of a command stands: the first word that is no option's value."""
+        with_value = {
+            name
+            for command in self.commands.values()
+            for option in command.params
+            if isinstance(option, TyperOption) and not (option.is_flag or option.count)
+            for name in option.opts
+        }
+        words = iter(enumerate(args))
+        for index, word in words:
+            if word == "--":
+                return None
+            if word in with_value:
+                next(words, None)
+            elif not word.startswith("-"):
+                return index if word in self.commands else None
+        return None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        own = self.params
+        self.params = [*self.commands[_BRIDGE].params, *own]
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.params = own
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        del ctx
+        return ["[OPTIONS] [URI] | COMMAND [ARGS]..."]
+
+
+app = typer.Typer(
+    name="spicebridge", cls=_DefaultCommandGroup, add_completion=False, rich_markup_mode=None
+)
+
+
+def _run(main: Callable[[], Awaitable[int]]) -> NoReturn:
+    raise typer.Exit(anyio.run(main))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spicebridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    help="Turn SPICE channels of a virtual machine into sockets, FIFOs, terminals or programs.",
+    epilog="See spicebridge(1) for the keys of SPEC, exit codes and examples.",
+)
+def _spicebridge(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
+            show_default=False,
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command(_BRIDGE, hidden=True)
+def _bridge(
+    uri: UriArgument = None,
+    custom_channel: CustomChannelOption = None,
+    password_file: PasswordFileOption = None,
+    ready_fd: ReadyFdOption = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Bridge channels of a SPICE server to local ends."""
+    specs = [parse_custom_channel(text) for text in custom_channel or []]
+    stdio = [spec for spec in specs if spec.endpoint.name == "stdio"]
+    output = set_up_output(verbose, quiet, log_format, filter_like=bool(stdio))
+    if not specs:
+        raise UsageError(
+            "there is nothing to bridge",
+            "add --custom-channel unixsocket=/tmp/s,channelid=128, or see spicebridge list",
+        )
+    if len(stdio) > 1:
+        raise UsageError("stdio is asked for twice", "one channel can have it")
+    address = server_address(uri)
+    given = given_password(password_file)
+
+    async def main() -> int:
+        async def action(stop: anyio.Event, ready: Ready) -> None:
+            async def with_it(password: str) -> None:
+                await run_bridges(address, specs, password=password, stop=stop, ready=ready)
+
+            await with_password(given, address, with_it)
+
+        return await run_until_signal(action, output, ready_fd)
+
+    _run(main)
+
+
+@app.command("list")
+def _list(
+    uri: UriArgument = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON.", show_default=False)
+    ] = False,
+    password_file: PasswordFileOption = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Show the channels that a server offers, the names of its ports and whether they are open.
+
+    Each port is linked for a moment, which the guest sees.
+    """
+    set_up_output(verbose, quiet, log_format, filter_like=True)
+    address = server_address(uri)
+    given = given_password(password_file)
+
+    async def main() -> int:
+        async def action(password: str) -> None:
+            await list_channels(address, password, as_json=as_json)
+
+        await with_password(given, address, action)
+        return 0
+
+    _run(main)
+
+
+@app.command("serve")
+def _serve(
+    custom_channel: CustomChannelOption = None,
+    listen: Annotated[
+        str,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT|unix:PATH",
+            help="Where SPICE clients connect; port 0 takes a free one.",
+        ),
+    ] = "127.0.0.1:5900",
+    password_file: PasswordFileOption = None,
+    ready_fd: ReadyFdOption = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Offer channels to SPICE clients; a local program or socket plays the guest of each."""
+    specs = [parse_custom_channel(text) for text in custom_channel or []]
+    stdio = [spec for spec in specs if spec.endpoint.name == "stdio"]
+    output = set_up_output(verbose, quiet, log_format, filter_like=bool(stdio))
+    if not specs:
+        raise UsageError(
+            "there is nothing to serve", "add --custom-channel channelid=128,unixsocket=/tmp/guest"
+        )
+    if len(stdio) > 1:
+        raise UsageError("stdio is asked for twice", "one channel can have it")
+    address: TcpAddress | UnixAddress
+    if listen.startswith("unix:"):
+        address = UnixAddress(listen.removeprefix("unix:"))
+    else:
+        address = parse_host_port(listen)
+    password = given_password(password_file)
+
+    async def main() -> int:
+        async def action(stop: anyio.Event, ready: Ready) -> None:
+            await serve_bridges(address, specs, password=password, stop=stop, ready=ready)
+
+        return await run_until_signal(action, output, ready_fd, "listening on ")
+
+    _run(main)
+
+
+@app.command("demo")
+def _demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything up to try it.", show_default=False)
+    ] = False,
+) -> None:
+    """Run an endpoint and bridges in one process, and show bytes going through."""
+    output = set_up_output(0, True, LogFormat.TEXT)
+
+    async def main() -> int:
+        async def action(stop: anyio.Event, ready: Ready) -> None:
+            await run_demo(stop, ready, keep=keep)
+
+        return await run_until_signal(action, output, None)
+
+    _run(main)
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """The executable: runs a command and exits with its code; errors are one line on stderr."""
+    try:
+        result: Any = app(args, prog_name="spicebridge", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        code = _fail(error.format_message(), UsageError.exit_code)
+    except SpicebridgeError as error:
+        code = _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:  # nobody reads our answer any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    if not log.handlers:
+        set_up_output(0, False, LogFormat.TEXT)
+    log.error("%s", message, extra={"event": "error", "fields": {"exit_code": code}})
+    return code

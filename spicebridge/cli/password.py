@@ -1,0 +1,60 @@
+"""Where the password comes from: a file, the environment, or a person at a terminal."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from spicebridge import Address, LoginError, UsageError
+
+VARIABLE: Final = "SPICEBRIDGE_PASSWORD"
+
+
+def given_password(file: Path | None) -> str | None:
+    """The first line of `file`, else the variable, else None.
+
+    Raises:
+        UsageError: if the file cannot be read.
+    """
+    if file is None:
+        return os.environ.get(VARIABLE)
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return lines.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"--password-file {file}: {reason}", "check the file") from error
+
+
+async def with_password(
+    given: str | None, address: Address, action: Callable[[str], Awaitable[None]]
+) -> None:
+    """Runs an action that logs in; asks a person only if the server wants a password.
+
+    Args:
+        given: what `given_password` found.
+        address: of the server, for the question.
+        action: called with the password, once more if it was asked for.
+
+    Raises:
+        LoginError: the password is wrong, or none is there and nobody to ask.
+    """
+    try:
+        await action(given or "")
+    except LoginError as error:
+        if given is not None:
+            raise
+        if not sys.stdin.isatty():
+            raise LoginError(
+                error.problem, f"give a password with --password-file or ${VARIABLE}"
+            ) from error
+    else:
+        return
+    question = f"Password for {address}: "
+    await action(await anyio.to_thread.run_sync(getpass.getpass, question))

@@ -1,0 +1,73 @@
+"""Runs something until it is done or a signal asks us to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from spicebridge import Address, BridgeStatus, Ready, one_error
+from spicebridge.cli.live import LiveLine
+from spicebridge.cli.options import Output, tell_ready
+
+log = logging.getLogger("spicebridge")
+
+Action = Callable[[anyio.Event, Ready], Awaitable[None]]
+"""Something that ends when the event is set, and says when it is ready."""
+
+
+async def run_until_signal(
+    action: Action, output: Output, ready_fd: int | None, server: str = ""
+) -> int:
+    """Runs an action; SIGINT and SIGTERM drain it, a second one ends it at once.
+
+    Args:
+        action: what to run.
+        output: where its live line goes.
+        ready_fd: of --ready-fd.
+        server: what the ready line says before the address: whether we listen there.
+
+    Returns:
+        The exit code: 0, or 130 after SIGINT, as a shell expects it.
+    """
+    stop = anyio.Event()
+    code = 0
+
+    def ready(address: Address, bridges: Sequence[BridgeStatus]) -> None:
+        tell_ready(ready_fd)
+        names = ", ".join(bridge.name for bridge in bridges)
+        log.info(
+            "ready: %s%s: %s",
+            server,
+            address,
+            names,
+            extra={
+                "event": "ready",
+                "fields": {
+                    "address": str(address),
+                    "bridges": [bridge.name for bridge in bridges],
+                },
+            },
+        )
+        if output.live:
+            tasks.start_soon(LiveLine(output.console).run, bridges)
+
+    async def watch_signals() -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                if stop.is_set():
+                    tasks.cancel_scope.cancel()
+                    return
+                code = 128 + number if number == signal.SIGINT else 0
+                log.info("%s: draining; once more to end at once", number.name)
+                stop.set()
+
+    with one_error():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch_signals)
+            await action(stop, ready)
+            tasks.cancel_scope.cancel()
+    return code

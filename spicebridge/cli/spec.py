@@ -1,0 +1,226 @@
+"""The grammar of ``--custom-channel``: ``key=value,key=value…``, as QEMU writes options.
+
+A literal comma is ``,,``. The table `KEYS` is what the man page and the completions are held
+against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Final, Literal, cast
+
+from spicebridge import (
+    BridgeSpec,
+    ChannelType,
+    ChannelWanted,
+    ConnectingEndpoint,
+    Endpoint,
+    InheritedEndpoint,
+    ListeningEndpoint,
+    PipeEndpoint,
+    ProcessEndpoint,
+    PtyEndpoint,
+    StdioEndpoint,
+    UnixAddress,
+    UsageError,
+    parse_host_port,
+)
+
+KEYS: Final[Mapping[str, str]] = {
+    "channelid": "channel type: 128 to 255, or webdav, usbredir, smartcard, port",
+    "instance": "channel id within the type; the lowest offered one by default",
+    "port": "a port by its name; * ? [] match exactly one",
+    "unixsocket": "local end: a Unix socket at this path",
+    "tcp": "local end: a TCP port, HOST:PORT",
+    "pipe": "local end: the FIFOs PATH.in and PATH.out",
+    "stdio": "local end: standard input and output",
+    "exec": "local end: a program and its arguments",
+    "pty": "local end: a pseudo-terminal, with a link to it at this path",
+    "fd": "local end: a descriptor that is open both ways",
+    "mode": "listen (default) or connect, for unixsocket and tcp",
+    "demux": "off: raw bytes",
+    "attach": "demand (default): link while an application is there; always: link at once",
+    "perm": "mode of a created socket or FIFO, octal, 0600 by default",
+    "on-close": "when the guest closes the port: eof (default) for the application, or keep it",
+    "linger": "seconds of silence after the application's end of file before it ends",
+}
+"""Every key and what it means, in the order of the man page."""
+
+ENDS: Final = ("unixsocket", "tcp", "pipe", "stdio", "exec", "pty", "fd")
+"""The keys of local ends, of which a specification has exactly one."""
+
+BARE: Final = frozenset({"stdio", "pty"})
+"""Keys that may stand without a value."""
+
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "channelid": ("port", "webdav", "usbredir", "smartcard"),
+    "mode": ("listen", "connect"),
+    "demux": ("off",),
+    "attach": ("demand", "always"),
+    "on-close": ("eof", "keep"),
+}
+"""Keys with named values; channelid takes numbers beside them."""
+
+_ONLY_WITH: Final[Mapping[str, tuple[str, ...]]] = {
+    "mode": ("unixsocket", "tcp"),
+    "perm": ("unixsocket", "pipe"),
+    "linger": ("stdio", "unixsocket", "tcp"),
+}
+
+_MIN_USER_TYPE: Final = 128
+_MAX_BYTE: Final = 255
+_MAX_PERM: Final = 0o777
+_MAX_FD: Final = 2**31 - 1
+
+
+def parse_custom_channel(text: str) -> BridgeSpec:
+    """Reads one ``--custom-channel``. Nothing is opened yet.
+
+    Raises:
+        UsageError: saying what is wrong, with the nearest known key where one is not known.
+    """
+    values = _split(text)
+    ends = [key for key in ENDS if key in values]
+    if not ends:
+        raise UsageError(
+            f"--custom-channel {text!r} has no local end", f"add one of {', '.join(ENDS)}"
+        )
+    if len(ends) > 1:
+        raise UsageError(
+            f"--custom-channel {text!r} has {len(ends)} local ends ({', '.join(ends)})",
+            "keep one of them",
+        )
+    for key, allowed in _ONLY_WITH.items():
+        if key in values and ends[0] not in allowed:
+            raise UsageError(f"{key}= does not go with {ends[0]}", f"it is for {_or(allowed)}")
+    channel = _channel(values)
+    if channel.type == ChannelType.WEBDAV and "demux" not in values:
+        raise UsageError(
+            "channelid=webdav carries many streams, and this version does not take them apart",
+            "add demux=off to have the framed bytes",
+        )
+    _choice(values, "demux")
+    return BridgeSpec(
+        name=_name(values),
+        channel=channel,
+        endpoint=_endpoint(ends[0], values),
+        attach=cast("Literal['demand', 'always']", _choice(values, "attach")),
+        on_close=cast("Literal['eof', 'keep']", _choice(values, "on-close")),
+    )
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return " or ".join(words)
+
+
+def _split(text: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    # a doubled comma is a comma of a value; no key or value has a NUL, an argument cannot
+    for item in text.replace(",,", "\0").split(","):
+        key, equals, value = item.replace("\0", ",").partition("=")
+        if not item:
+            raise UsageError(
+                f"--custom-channel {text!r} has an empty part", "a comma is one too many"
+            )
+        if key not in KEYS:
+            near = get_close_matches(key, KEYS, n=1, cutoff=0)
+            raise UsageError(f"--custom-channel: unknown key {key!r}", f"did you mean {near[0]}?")
+        if key in values:
+            raise UsageError(f"--custom-channel: {key}= is given twice", "keep one of them")
+        if not value and (equals or key not in BARE):
+            raise UsageError(f"--custom-channel: {key}= has no value", f"write {key}=VALUE")
+        if value and key == "stdio":
+            raise UsageError("--custom-channel: stdio takes no value", "write stdio alone")
+        values[key] = value
+    return values
+
+
+def _choice(values: Mapping[str, str], key: str) -> str:
+    value = values.get(key, CHOICES[key][0])
+    if value not in CHOICES[key]:
+        raise UsageError(f"{key}={value} is not known", f"write {_or(CHOICES[key])}")
+    return value
+
+
+def _number(key: str, text: str, maximum: int, base: int = 10) -> int:
+    what = "an octal number" if base == 8 else "a number"
+    try:
+        number = int(text, base) if text.isascii() and text.isalnum() else -1
+    except ValueError:
+        number = -1
+    if not 0 <= number <= maximum:
+        limit = f"{maximum:04o}" if base == 8 else str(maximum)
+        raise UsageError(f"{key}={text} is not {what} from 0 to {limit}")
+    return number
+
+
+def _channel(values: Mapping[str, str]) -> ChannelWanted:
+    port, channelid = values.get("port"), values.get("channelid")
+    instance = _number("instance", values["instance"], _MAX_BYTE) if "instance" in values else None
+    if port is not None:
+        if channelid not in {None, "port"}:
+            raise UsageError("port= and channelid= name two channels", "keep one of them")
+        if instance is not None:
+            raise UsageError("port= and instance= name two channels", "keep one of them")
+        return ChannelWanted(ChannelType.PORT, port=port)
+    if channelid is None:
+        raise UsageError(
+            "--custom-channel names no channel", "add channelid=128, or port=NAME for a port"
+        )
+    return ChannelWanted(_channel_type(channelid), instance)
+
+
+def _channel_type(text: str) -> int:
+    if text in CHOICES["channelid"]:
+        return ChannelType[text.upper()]
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if _MIN_USER_TYPE <= number <= _MAX_BYTE:
+        return number
+    hint = f"user-defined types are {_MIN_USER_TYPE} to {_MAX_BYTE}, others are "
+    raise UsageError(f"channelid={text} is no channel type", hint + _or(CHOICES["channelid"]))
+
+
+def _name(values: Mapping[str, str]) -> str:
+    if "port" in values:
+        return f"port={values['port']}"
+    instance = f",instance={values['instance']}" if "instance" in values else ""
+    return f"channelid={values['channelid']}{instance}"
+
+
+def _linger(values: Mapping[str, str]) -> float | None:
+    if "linger" not in values:
+        return None
+    text = values["linger"]
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"linger={text} is no number of seconds", "write e.g. linger=0.5")
+    return seconds
+
+
+def _endpoint(end: str, values: Mapping[str, str]) -> Endpoint:
+    value = values[end]
+    name = f"{end}={value}"
+    perm = _number("perm", values.get("perm", "600"), _MAX_PERM, base=8)
+    linger = _linger(values)
+    match end:
+        case "unixsocket" | "tcp":
+            address = UnixAddress(value) if end == "unixsocket" else parse_host_port(value)
+            if _choice(values, "mode") == "listen":
+                return ListeningEndpoint(name, address, perm=perm, linger=linger)
+            if "perm" in values:
+                raise UsageError("perm= does not go with mode=connect", "nothing is created there")
+            return ConnectingEndpoint(name, address, linger=linger)
+        case "pipe":
+            return PipeEndpoint(value, perm=perm)
+        case "stdio":
+            return StdioEndpoint() if linger is None else StdioEndpoint(linger=linger)
+        case "exec":
+            return ProcessEndpoint(value)
+        case "pty":
+            return PtyEndpoint(value)
+        case _:
+            return InheritedEndpoint(_number("fd", value, _MAX_FD))

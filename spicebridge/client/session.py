@@ -1,0 +1,265 @@
+"""A session with a SPICE server: its main channel, kept alive, and the channels it offers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from spicebridge.channel import Channel, ChannelClosedError
+from spicebridge.client.linking import link
+from spicebridge.errors import (
+    ChannelBusyError,
+    ChannelNotFoundError,
+    ProtocolError,
+    SessionLostError,
+    SpicebridgeError,
+    one_error,
+)
+from spicebridge.protocol.constants import ChannelType, MsgC, NotifySeverity, channel_type_name
+from spicebridge.protocol.link import LinkRequest, channel_caps
+from spicebridge.protocol.login import ClientLogin, ClientTicket
+from spicebridge.protocol.messages import (
+    ChannelsList,
+    Disconnecting,
+    Event,
+    MainInit,
+    Migrate,
+    Notify,
+    PortInit,
+    has_port_events,
+)
+from spicebridge.transport.address import Address
+from spicebridge.transport.connect import time_limit
+
+log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT: Final = 2.0
+"""Seconds in which a busy channel is tried again: a client that has just gone frees it."""
+
+_BUSY_PAUSE: Final = 0.05
+_QUIET_CHANNEL: Final = 0.5
+"""Seconds after which a channel that says nothing at its start is taken for linked."""
+
+
+@dataclass(frozen=True)
+class ChannelInfo:
+    """One channel on offer.
+
+    Attributes:
+        type: channel type, 1 to 255.
+        id: instance within the type.
+    """
+
+    type: int
+    id: int
+
+    @property
+    def name(self) -> str:
+        """As users write it: ``port:0``."""
+        return f"{channel_type_name(self.type)}:{self.id}"
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """A channel that has told its name.
+
+    Attributes:
+        channel: which it is.
+        port: its name and whether the guest has it open; None where another client holds it.
+    """
+
+    channel: ChannelInfo
+    port: PortInit | None
+
+
+class Session:
+    """An open session. Made by `open_session`; all of its channels end with it.
+
+    Attributes:
+        address: of the server.
+        channels: what the server offers, in its order.
+        lost: set once the server has ended the session; `failure` tells how.
+    """
+
+    def __init__(self, address: Address, main: Channel, logins: Sequence[ClientLogin]) -> None:
+        self.address = address
+        self.channels: tuple[ChannelInfo, ...] = ()
+        self.lost = anyio.Event()
+        self.failure: SpicebridgeError | None = None
+        self._main = main
+        self._logins = logins
+        self._id = 0
+        self._ports: dict[ChannelInfo, PortInit] = {}
+
+    async def open_channel(self, channel: ChannelInfo) -> Channel:
+        """Links a channel of this session; the caller closes it.
+
+        A port's name and state are in the `port` of what is returned. A channel in use is tried
+        again for `BUSY_TIMEOUT` seconds.
+
+        Raises:
+            ChannelNotFoundError: the server does not offer it.
+            ChannelBusyError: another client holds it.
+            ConnectError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
+        """
+        if channel not in self.channels:
+            offered = ", ".join(each.name for each in self.channels)
+            raise ChannelNotFoundError(
+                f"{self.address} does not offer {channel.name}", f"it offers {offered}"
+            )
+        busy: SpicebridgeError | None = None
+        with anyio.move_on_after(BUSY_TIMEOUT):
+            while True:
+                try:
+                    return await self._link(channel)
+                except (ChannelBusyError, ChannelClosedError) as error:
+                    busy = error
+                    await anyio.sleep(_BUSY_PAUSE)
+        raise ChannelBusyError(
+            f"{channel.name} at {self.address} is in use by another client", "close that client"
+        ) from busy
+
+    async def _link(self, channel: ChannelInfo) -> Channel:
+        request = LinkRequest(
+            self._id, channel.type, channel.id, channel_caps=channel_caps(channel.type)
+        )
+        linked = await link(self.address, request, self._logins)
+        try:
+            await self._greeting(linked)
+        except BaseException:
+            linked.abort()
+            raise
+        if linked.port is not None:
+            self._ports[channel] = linked.port
+        return linked
+
+    async def _greeting(self, channel: Channel) -> None:
+        """Waits for the first word of a channel, which tells a linked one from a busy one.
+
+        Both get a link result of 0; on a busy one end of file follows. A port begins with
+        PORT_INIT, the others of libspice-server and ours with a PING.
+        """
+        named = has_port_events(channel.linked.request.channel_type)
+        with anyio.move_on_after(_QUIET_CHANNEL):
+            while True:
+                items = await channel.receive()
+                if items is None:
+                    raise ChannelClosedError(f"{channel.name} was closed right after its link")
+                events = [each for each in items if not isinstance(each, memoryview)]
+                for event in events:
+                    if isinstance(event, PortInit):
+                        channel.port = event
+                if len(events) < len(items) or not named or channel.port is not None:
+                    channel.hold([each for each in items if not isinstance(each, PortInit)])
+                    return
+
+    async def ports(self) -> AsyncIterator[PortInfo]:
+        """Tells the names of ports, one by one.
+
+        A name is told only once a port is linked, so each is linked for a moment, which the guest
+        sees; a name that this session knows already is not asked for again.
+        """
+        for channel in self.channels:
+            if not has_port_events(channel.type):
+                continue
+            if channel not in self._ports:
+                try:
+                    linked = await self.open_channel(channel)
+                except ChannelBusyError:
+                    yield PortInfo(channel, None)
+                    continue
+                await linked.aclose()
+            yield PortInfo(channel, self._ports.get(channel))
+
+    async def begin(self) -> None:
+        """Reads MAIN_INIT, asks for the list of channels and reads it; `open_session` calls it."""
+        while not self._id:
+            for event in await self._receive():
+                if isinstance(event, MainInit):
+                    self._id = event.session_id
+        await self._main.send_message(MsgC.MAIN_ATTACH_CHANNELS)
+        while not self.channels:
+            for event in await self._receive():
+                if isinstance(event, ChannelsList):
+                    self.channels = tuple(
+                        sorted(
+                            (ChannelInfo(*each) for each in event.channels),
+                            key=lambda each: (each.type, each.id),
+                        )
+                    )
+                    if not self.channels:
+                        raise ChannelNotFoundError(f"{self.address} offers no channels")
+
+    async def _receive(self) -> list[Event]:
+        items = await self._main.receive()
+        if items is None:
+            raise SessionLostError(
+                f"{self.address} ended the session",
+                "has another client taken it over, or the server stopped?",
+            )
+        events = [each for each in items if not isinstance(each, memoryview)]
+        for event in events:
+            self._report(event)
+        return events
+
+    def _report(self, event: Event) -> None:
+        if isinstance(event, Notify):
+            level = logging.INFO if event.severity == NotifySeverity.INFO else logging.WARNING
+            log.log(level, "the server says: %r", event.text)
+        elif isinstance(event, (Disconnecting, Migrate)):
+            log.warning("the server announces %s", event)
+        else:
+            log.debug("main: %s", event)
+
+    async def keep_alive(self) -> None:
+        """Answers the main channel until the session ends; a task of `open_session`."""
+        try:
+            while True:
+                await self._receive()
+        except SpicebridgeError as error:
+            self.failure = (
+                error
+                if isinstance(error, (SessionLostError, ProtocolError))
+                and not isinstance(error, ChannelClosedError)
+                else SessionLostError(f"{self.address} ended the session: {error}")
+            )
+            self.lost.set()
+
+
+@asynccontextmanager
+async def open_session(address: Address, password: str = "") -> AsyncIterator[Session]:
+    """Opens a session; leaving the block closes it.
+
+    QEMU serves one client: a new session throws an older one out.
+
+    Args:
+        address: of the server, see `transport.address.parse_uri`.
+        password: the ticket; empty where the server asks for none.
+
+    Raises:
+        ConnectError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
+        SessionLostError: the server ended the session before it had begun. Later on that is in
+            `Session.lost` and `Session.failure`: what still waits to be read can be read.
+    """
+    logins = [ClientTicket(password)]
+    main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins)
+    session = Session(address, main, logins)
+    try:
+        async with time_limit(f"opening a session at {address}"):
+            await session.begin()
+    except BaseException:
+        main.abort()
+        raise
+    try:
+        with one_error():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(session.keep_alive)
+                yield session
+                tasks.cancel_scope.cancel()
+    finally:
+        await main.aclose()

@@ -1,0 +1,94 @@
+"""``stdio``: our own standard input and output are the application.
+
+Descriptors 0 and 1 are shared with the shell and whoever else was started with them, so O_NONBLOCK
+is never set on them: a pipe or a terminal is opened anew through /proc, which gives a description
+of our own; a socket cannot be, and has its flag given back at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import termios
+from collections.abc import Callable
+
+from spicebridge.endpoints.base import Application, Endpoint
+from spicebridge.errors import EndpointError
+from spicebridge.transport.stream import Stream
+
+STDIO_LINGER = 0.5
+"""Seconds of silence after the end of stdin before it ends."""
+
+_STDIN = 0
+_STDOUT = 1
+
+
+class StdioEndpoint(Endpoint):
+    """Standard input and output. A terminal's echo and line editing are off meanwhile.
+
+    Args:
+        linger: seconds of silence after the end of stdin before it ends.
+    """
+
+    name = "stdio"
+    waits = False
+    repeats = False
+
+    def __init__(self, *, linger: float = STDIO_LINGER) -> None:
+        self._linger = linger
+        self._restore: list[Callable[[], None]] = []
+
+    async def accept(self) -> Application:
+        """Takes stdin and stdout."""
+        try:
+            reader = self._private(_STDIN, os.O_RDONLY)
+            writer = self._private(_STDOUT, os.O_WRONLY)
+            if os.isatty(_STDIN):
+                self._quiet_terminal()
+        except OSError as error:
+            self.close()
+            raise EndpointError(f"stdio: {error.strerror}", "is it closed?") from error
+        stream = Stream.of_pair(reader, writer)
+        return Application(stream, "stdio", linger=self._linger, ends_with_output=True)
+
+    def close(self) -> None:
+        """Gives the terminal and the flags of descriptors back."""
+        while self._restore:
+            self._restore.pop()()
+
+    def _private(self, fd: int, mode: int) -> int:
+        """A non-blocking descriptor for what `fd` is, which the caller closes."""
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+            try:
+                return os.open(
+                    f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                )
+            except OSError:  # not ours to open (su), or no /proc
+                pass
+        if not stat.S_ISREG(kind) and os.get_blocking(fd):
+            os.set_blocking(fd, False)
+            self._restore.append(lambda: os.set_blocking(fd, True))
+        return os.dup(fd)
+
+    def _quiet_terminal(self) -> None:
+        """No echo, no line editing, keys as they are; Ctrl-C still ends us. As QEMU's stdio."""
+        before = termios.tcgetattr(_STDIN)
+        self._restore.append(lambda: termios.tcsetattr(_STDIN, termios.TCSADRAIN, before))
+        now = termios.tcgetattr(_STDIN)
+        now[0] &= ~(
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
+        now[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
+        now[6][termios.VMIN] = 1
+        now[6][termios.VTIME] = 0
+        sys.stdout.flush()
+        termios.tcsetattr(_STDIN, termios.TCSANOW, now)

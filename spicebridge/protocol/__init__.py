@@ -1,0 +1,1 @@
+"""SPICE as pure data, for both roles: bytes in, events or bytes out; no sockets, no clocks."""

@@ -1,0 +1,196 @@
+"""Names and numbers of the SPICE protocol, and the limits we set on sizes from the wire.
+
+Numbers are those of spice-protocol 0.14 (``spice/protocol.h``, ``spice/enums.h``) and keep its
+names. The limits at the end are ours; each says what justifies it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+MAGIC: Final = b"REDQ"
+VERSION_MAJOR: Final = 2
+VERSION_MINOR: Final = 2
+
+MAX_PASSWORD_LENGTH: Final = 60
+"""Bytes of a ticket (SPICE_MAX_PASSWORD_LENGTH)."""
+
+TICKET_KEY_BITS: Final = 1024
+"""Size of the server's RSA key (SPICE_TICKET_KEY_PAIR_LENGTH)."""
+
+TICKET_PUBKEY_BYTES: Final = TICKET_KEY_BITS // 8 + 34
+"""Bytes of the DER SubjectPublicKeyInfo in a link reply (SPICE_TICKET_PUBKEY_BYTES)."""
+
+TICKET_BYTES: Final = TICKET_KEY_BITS // 8
+"""Bytes of an encrypted ticket (SpiceLinkEncryptedTicket)."""
+
+
+class ChannelType(IntEnum):
+    """SPICE_CHANNEL_*: the ``channel_type`` byte of a link message."""
+
+    MAIN = 1
+    DISPLAY = 2
+    INPUTS = 3
+    CURSOR = 4
+    PLAYBACK = 5
+    RECORD = 6
+    TUNNEL = 7
+    SMARTCARD = 8
+    USBREDIR = 9
+    PORT = 10
+    WEBDAV = 11
+
+
+USER_DEFINED_START: Final = 128
+"""First channel type for users (SPICE_CHANNEL_USER_DEFINED_START, proposed in 2011)."""
+
+MAX_CHANNEL_TYPE: Final = 255
+
+
+class LinkErr(IntEnum):
+    """SPICE_LINK_ERR_*: the error of a link reply, and the result of a login."""
+
+    OK = 0
+    ERROR = 1
+    INVALID_MAGIC = 2
+    INVALID_DATA = 3
+    VERSION_MISMATCH = 4
+    NEED_SECURED = 5
+    NEED_UNSECURED = 6
+    PERMISSION_DENIED = 7
+    BAD_CONNECTION_ID = 8
+    CHANNEL_NOT_AVAILABLE = 9
+
+
+class CommonCap(IntEnum):
+    """SPICE_COMMON_CAP_*: bits of the capabilities that every channel has."""
+
+    PROTOCOL_AUTH_SELECTION = 0
+    AUTH_SPICE = 1
+    AUTH_SASL = 2
+    MINI_HEADER = 3
+
+
+class SpicevmcCap(IntEnum):
+    """SPICE_SPICEVMC_CAP_*: bits of the capabilities of spicevmc channels."""
+
+    DATA_COMPRESS_LZ4 = 0
+
+
+class AuthMechanism(IntEnum):
+    """What a client sends when both sides have PROTOCOL_AUTH_SELECTION."""
+
+    SPICE = CommonCap.AUTH_SPICE
+    SASL = CommonCap.AUTH_SASL
+
+
+class DataCompressionType(IntEnum):
+    """SPICE_DATA_COMPRESSION_TYPE_*: the first byte of COMPRESSED_DATA."""
+
+    NONE = 0
+    LZ4 = 1
+
+
+class PortEventType(IntEnum):
+    """SPICE_PORT_EVENT_*."""
+
+    OPENED = 0
+    CLOSED = 1
+    BREAK = 2
+
+
+class NotifySeverity(IntEnum):
+    """SPICE_NOTIFY_SEVERITY_*."""
+
+    INFO = 0
+    WARN = 1
+    ERROR = 2
+
+
+class MigrateFlags(IntFlag):
+    """SPICE_MIGRATE_*: the flags of a MIGRATE message."""
+
+    NEED_FLUSH = 1
+    NEED_DATA_TRANSFER = 2
+
+
+class Msg(IntEnum):
+    """Message types that this code handles by number, both directions (SPICE_MSG_*, SPICE_MSGC_*).
+
+    The names of all messages are in the tables of ``messages.py``.
+    """
+
+    # from the server, on every channel
+    MIGRATE = 1
+    MIGRATE_DATA = 2
+    SET_ACK = 3
+    PING = 4
+    WAIT_FOR_CHANNELS = 5
+    DISCONNECTING = 6
+    NOTIFY = 7
+    # from the server, on the main channel
+    MAIN_INIT = 103
+    MAIN_CHANNELS_LIST = 104
+    # both ways, on spicevmc channels
+    DATA = 101
+    COMPRESSED_DATA = 102
+    # from the server, on ports
+    PORT_INIT = 201
+    PORT_EVENT = 202
+
+
+class MsgC(IntEnum):
+    """Message types from the client that this code handles by number (SPICE_MSGC_*)."""
+
+    ACK_SYNC = 1
+    ACK = 2
+    PONG = 3
+    DISCONNECTING = 6
+    MAIN_ATTACH_CHANNELS = 104
+    COMPRESSED_DATA = 102
+    PORT_EVENT = 201
+
+
+def channel_type_name(channel_type: int) -> str:
+    """Name of a channel type as users write it: ``port``, ``webdav``, or the number."""
+    try:
+        return ChannelType(channel_type).name.lower()
+    except ValueError:
+        return str(channel_type)
+
+
+# Limits on what a peer may make us hold.
+
+MAX_LINK_BODY: Final = 4096
+"""Bytes of a link message or reply after its header. libspice-server takes no more than this."""
+
+MAX_CAPS_WORDS: Final = 32
+"""32-bit words of capabilities in each of the two sets. spice-protocol has used one of each."""
+
+RECEIVE_BUFFER: Final = 256 * 1024
+"""Bytes read from a channel at once. The largest message seen from libspice-server is 65,568."""
+
+MAX_MESSAGE: Final = 128 * 1024
+"""Bytes of a message that must be held whole (all but DATA). Twice what libspice-server sends."""
+
+MAX_DATA: Final = 64 * 1024 * 1024
+"""Bytes of one DATA message. It is passed on as it comes, so this only tells garbage from data."""
+
+MAX_UNCOMPRESSED: Final = 1024 * 1024
+"""Bytes that one COMPRESSED_DATA may unfold to. libspice-server sends at most 65,568."""
+
+MAX_IGNORED: Final = 4 * 1024 * 1024
+"""Bytes of a message that is read and ignored. QEMU's main channel sends pings of 256,000."""
+
+MAX_CHANNELS: Final = 4096
+"""Channels in one CHANNELS_LIST. A busy VM has fewer than 50."""
+
+MAX_PORT_NAME: Final = 1024
+"""Bytes of a port's name, its NUL included. virtio-serial and QEMU use far less than 256."""
+
+MAX_NOTIFY_TEXT: Final = 4096
+"""Bytes of the text in NOTIFY."""
+
+SEND_DATA: Final = 64 * 1024
+"""Bytes that we put in one DATA message, as spice-client-glib and libspice-server do."""

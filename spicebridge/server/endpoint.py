@@ -1,0 +1,245 @@
+"""A SPICE endpoint: accepts links, lets clients log in, and hands their channels to who serves
+them. This is what gives user-defined channels a server at all.
+
+It does as libspice-server does where clients can tell: MAIN_INIT, the list of channels, pings on
+the main channel, a PING at the start of every other one. It differs where it can say more: a type
+that it does not offer and a channel that is in use are refused with CHANNEL_NOT_AVAILABLE instead
+of silence, and several clients may be there at once, one for each channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import anyio.to_thread
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from spicebridge.channel import Channel
+from spicebridge.errors import ProtocolError, SpicebridgeError
+from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
+from spicebridge.protocol.dialogue import Exchange
+from spicebridge.protocol.link import Linked, LinkRequest, link_server
+from spicebridge.protocol.login import ServerTicket, new_ticket_key, ticket_pubkey
+from spicebridge.protocol.messages import (
+    AttachChannels,
+    ChannelsList,
+    MainInit,
+    Ping,
+    Pong,
+    encode_channels_list,
+    encode_main_init,
+    encode_ping,
+)
+from spicebridge.transport.connect import time_limit
+from spicebridge.transport.listen import Listener
+from spicebridge.transport.stream import Stream
+
+log = logging.getLogger(__name__)
+
+LOGIN_TIMEOUT: Final = 10.0
+"""Seconds that a client has to link and log in."""
+
+PING_EVERY: Final = 10.0
+"""Seconds between two pings on the main channel."""
+
+PONG_TIMEOUT: Final = 30.0
+"""Seconds after which a client that owes a PONG is disconnected, as by libspice-server."""
+
+SESSION_GRACE: Final = 2.0
+"""Seconds that the channels of a session have to end by themselves after its main channel."""
+
+_MAX_SESSION_ID: Final = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One channel on offer.
+
+    Attributes:
+        type: channel type.
+        id: instance within the type.
+        serve: called with the channel once a client has linked it, for as long as it is linked;
+            the endpoint closes the channel afterwards.
+    """
+
+    type: int
+    id: int
+    serve: Callable[[Channel], Awaitable[None]]
+
+
+class SpiceEndpoint:
+    """Offers channels to SPICE clients.
+
+    Args:
+        offers: the channels; no type and id twice.
+        password: the ticket; None to let everybody in.
+    """
+
+    def __init__(self, offers: Sequence[Offer], password: str | None = None) -> None:
+        self._offers = {(offer.type, offer.id): offer for offer in offers}
+        self._password = password
+        self._sessions: dict[int, set[anyio.CancelScope]] = {}  # the scopes of its channels
+        self._linked: set[tuple[int, int]] = set()
+        self._unlinked = anyio.Event()
+        self._key: rsa.RSAPrivateKey | None = None
+        self._pubkey = b""
+
+    async def serve(self, listener: Listener) -> None:
+        """Accepts clients until cancelled. What goes wrong with one of them is logged.
+
+        Args:
+            listener: where clients come from; stays open.
+        """
+        self._key = await anyio.to_thread.run_sync(new_ticket_key)
+        self._pubkey = ticket_pubkey(self._key)
+        async with anyio.create_task_group() as tasks:
+            while True:
+                stream, peer = await listener.accept()
+                tasks.start_soon(self._client, stream, peer)
+
+    async def _client(self, stream: Stream, peer: str) -> None:
+        try:
+            linked = await self._log_in(stream)
+        except (SpicebridgeError, OSError) as error:
+            log.warning("%s: %s", peer, error)
+            stream.close()
+            return
+        except BaseException:
+            stream.close()
+            raise
+        channel = Channel(stream, linked, server=True)
+        key = linked.request.channel_type, linked.request.channel_id
+        log.debug("%s has linked %s", peer, channel.name)
+        try:
+            if linked.request.channel_type == ChannelType.MAIN:
+                await self._main(channel, peer)
+            else:
+                await self._other(channel, self._offers[key])
+        except SpicebridgeError as error:
+            log.warning("%s: %s", peer, error)
+        finally:
+            self._linked.discard(key)  # first: a client that sees the end may link again at once
+            self._unlinked.set()
+            await channel.aclose()
+
+    async def idle(self) -> None:
+        """Waits until no client has a channel linked, main channels apart."""
+        while self._linked:
+            self._unlinked = anyio.Event()
+            await self._unlinked.wait()
+
+    # Linking
+
+    async def _log_in(self, stream: Stream) -> Linked:
+        if self._key is None:
+            raise ProtocolError("SpiceLinkMess", 0, "an endpoint that serves", "one that does not")
+        logins = [ServerTicket(self._key, self._password)]
+        exchange = Exchange(link_server(self._pubkey, logins, self._available, self._admit))
+        admitted = False
+        try:
+            async with time_limit("waiting for a client to link", LOGIN_TIMEOUT):
+                while not exchange.done:
+                    buffer = bytearray(exchange.needed)
+                    count = await stream.read_into(memoryview(buffer))
+                    if not count:
+                        raise ProtocolError("SpiceLinkMess", 0, "a link", "a closed connection")
+                    try:
+                        exchange.receive_data(bytes(buffer[:count]))
+                    finally:  # a refusal, too
+                        await stream.write_all([memoryview(exchange.data_to_send())])
+            admitted = True
+            return exchange.result
+        finally:
+            if exchange.done and not admitted:  # the client went while it was told so
+                request = exchange.result.request
+                self._linked.discard((request.channel_type, request.channel_id))
+
+    def _available(self, request: LinkRequest) -> LinkErr:
+        if request.channel_type == ChannelType.MAIN and request.channel_id == 0:
+            return LinkErr.OK
+        key = request.channel_type, request.channel_id
+        return LinkErr.OK if key in self._offers else LinkErr.CHANNEL_NOT_AVAILABLE
+
+    def _admit(self, request: LinkRequest) -> LinkErr:
+        if request.channel_type == ChannelType.MAIN:
+            return LinkErr.BAD_CONNECTION_ID if request.connection_id else LinkErr.OK
+        if request.connection_id not in self._sessions:
+            return LinkErr.BAD_CONNECTION_ID
+        key = request.channel_type, request.channel_id
+        if key in self._linked:
+            return LinkErr.CHANNEL_NOT_AVAILABLE
+        self._linked.add(key)
+        return LinkErr.OK
+
+    # Channels
+
+    async def _main(self, channel: Channel, peer: str) -> None:
+        """A session: its main channel, for as long as the client answers."""
+        session_id = secrets.randbelow(_MAX_SESSION_ID) + 1
+        log.info("%s has opened a session", peer)
+        ponged = anyio.Event()
+
+        async def ping() -> None:
+            nonlocal ponged
+            number = 0
+            while True:
+                number += 1
+                ponged = anyio.Event()
+                timestamp = int(anyio.current_time() * 1e6)
+                await channel.send_message(Msg.PING, encode_ping(Ping(number, timestamp)))
+                with anyio.move_on_after(PONG_TIMEOUT) as waiting:
+                    await ponged.wait()
+                if waiting.cancelled_caught:
+                    log.warning("%s does not answer pings: disconnected", peer)
+                    tasks.cancel_scope.cancel()
+                    return
+                await anyio.sleep(PING_EVERY)
+
+        self._sessions[session_id] = set()
+        try:
+            async with anyio.create_task_group() as tasks:
+                await channel.send_message(Msg.MAIN_INIT, encode_main_init(MainInit(session_id)))
+                tasks.start_soon(ping)
+                while (items := await channel.receive()) is not None:
+                    for item in items:
+                        if isinstance(item, AttachChannels):
+                            offered = ChannelsList(tuple(self._offers))
+                            await channel.send_message(
+                                Msg.MAIN_CHANNELS_LIST, encode_channels_list(offered)
+                            )
+                        elif isinstance(item, Pong):
+                            ponged.set()
+                        else:
+                            log.debug("%s: main: %s", peer, item)
+                tasks.cancel_scope.cancel()
+                # what the client sent on other channels before it went is still on its way
+                await self._until_unlinked(session_id)
+        finally:
+            for scope in self._sessions.pop(session_id):
+                scope.cancel()
+        log.info("%s has ended its session", peer)
+
+    async def _other(self, channel: Channel, offer: Offer) -> None:
+        timestamp = int(anyio.current_time() * 1e6)
+        # tells the client that it has the channel, which a link result of 0 does not
+        await channel.send_message(Msg.PING, encode_ping(Ping(1, timestamp)))
+        scopes = self._sessions.get(channel.linked.request.connection_id)
+        if scopes is None:  # the session has ended meanwhile
+            return
+        with anyio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                await offer.serve(channel)
+            finally:
+                scopes.discard(scope)
+
+    async def _until_unlinked(self, session_id: int) -> None:
+        """Gives the channels of a session that has ended a moment to come to their own end."""
+        with anyio.move_on_after(SESSION_GRACE):
+            while self._sessions[session_id]:
+                await anyio.sleep(0.02)

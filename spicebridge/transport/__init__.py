@@ -1,0 +1,1 @@
+"""How bytes reach a SPICE server, and the address itself; knows no SPICE message."""

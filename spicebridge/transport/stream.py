@@ -1,0 +1,184 @@
+"""A byte stream on non-blocking descriptors: what the data path reads from and writes to.
+
+The kernel is asked first; only when it says EAGAIN does a task wait, with `anyio.wait_readable` or
+`anyio.wait_writable`. Nothing is copied: reads go into the caller's buffer, writes gather the
+caller's views.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import anyio
+
+_IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
+
+
+class Stream:
+    """One byte stream, to and from a peer that may be a socket, a pipe, a terminal or a file.
+
+    Args:
+        reader: descriptor to read from, non-blocking, or one that never blocks (a file).
+        writer: descriptor to write to; may be the same.
+        end: ends the sending side and leaves the other one open.
+        close: gives both descriptors back.
+    """
+
+    def __init__(
+        self, reader: int, writer: int, *, end: Callable[[], None], close: Callable[[], None]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._end = end
+        self._close = close
+        self._closed = False
+        self._ended = False
+
+    @classmethod
+    def of_socket(cls, sock: socket.socket) -> Stream:
+        """A stream that owns a connected socket."""
+        sock.setblocking(False)
+
+        def end() -> None:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:  # the peer has gone already
+                    raise
+
+        return cls(sock.fileno(), sock.fileno(), end=end, close=sock.close)
+
+    @classmethod
+    def of_pair(
+        cls, reader: int, writer: int, released: Callable[[], None] = lambda: None
+    ) -> Stream:
+        """A stream that owns two different descriptors, such as the ends of two pipes.
+
+        Args:
+            reader: descriptor to read from, non-blocking.
+            writer: descriptor to write to, non-blocking.
+            released: called once both have been closed.
+        """
+
+        def end() -> None:
+            os.close(writer)
+
+        def close() -> None:
+            os.close(reader)
+            if not stream._ended:
+                os.close(writer)
+            released()
+
+        stream = cls(reader, writer, end=end, close=close)
+        return stream
+
+    # Reading
+
+    def read_nowait(self, buffer: memoryview) -> int | None:
+        """Reads what is there.
+
+        Returns:
+            Bytes read into `buffer`; 0 at the end of the stream; None if there is nothing yet.
+
+        Raises:
+            OSError: the stream is broken.
+        """
+        try:
+            return os.readv(self._reader, (buffer,))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EIO:  # a terminal whose other side has been closed
+                return 0
+            raise
+
+    async def readable(self) -> None:
+        """Waits until there is something to read, or `interrupt` is called."""
+        try:
+            await anyio.wait_readable(self._reader)
+        except anyio.ClosedResourceError:
+            if self._closed:
+                raise
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Reads into `buffer`, waiting until there is something; 0 is the end of the stream.
+
+        When cancelled, nothing has been read.
+        """
+        while (count := self.read_nowait(buffer)) is None:
+            await self.readable()
+        return count
+
+    def interrupt(self) -> None:
+        """Wakes whoever waits in `readable`."""
+        anyio.notify_closing(self._reader)
+
+    def hung_up(self) -> bool:
+        """Whether the peer takes nothing more: it has closed both ways, not only its sending."""
+        poll = select.poll()
+        poll.register(self._writer, 0)
+        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+    # Writing
+
+    def write_nowait(self, buffers: Sequence[memoryview | bytearray]) -> int | None:
+        """Writes what the kernel takes of `buffers` at once.
+
+        Returns:
+            Bytes written; None if it takes nothing now.
+
+        Raises:
+            OSError: the stream is broken.
+        """
+        try:
+            return os.writev(self._writer, buffers[:_IOV_MAX])
+        except BlockingIOError:
+            return None
+
+    async def writable(self) -> None:
+        """Waits until the kernel takes more."""
+        try:
+            await anyio.wait_writable(self._writer)
+        except anyio.ClosedResourceError:
+            if self._closed:
+                raise
+
+    async def write_all(self, buffers: list[memoryview]) -> None:
+        """Writes all of `buffers`, waiting as long as the peer takes nothing.
+
+        When cancelled, some of the bytes may have been written.
+        """
+        while buffers:
+            written = self.write_nowait(buffers)
+            if written is None:
+                await self.writable()
+                continue
+            done = 0
+            for view in buffers:
+                if written < len(view):
+                    break
+                written -= len(view)
+                done += 1
+            del buffers[:done]
+            if written:
+                buffers[0] = buffers[0][written:]
+
+    def end(self) -> None:
+        """Ends the sending side; the peer reads end of file once it has read all before it."""
+        if not self._ended and not self._closed:
+            self._ended = True
+            self._end()
+
+    def close(self) -> None:
+        """Gives the descriptors back; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            anyio.notify_closing(self._reader)
+            if not self._ended:
+                anyio.notify_closing(self._writer)
+            self._close()

@@ -1,0 +1,107 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+EXECUTABLE = Path(sys.executable).with_name("spicebridge")
+PATIENCE = 60.0
+"""Seconds after which something that has not happened is a failure, on the slowest machine."""
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Every async test runs on both."""
+    backend: str = request.param
+    return backend
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A folder whose path is short enough for Unix sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="sb-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@dataclass
+class Spicebridge:
+    """A running `spicebridge` executable.
+
+    Attributes:
+        process: it; its stderr goes to `log`.
+        log: file with what it has logged.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stderr(self) -> str:
+        """What it has logged by now."""
+        return self.log.read_text(encoding="utf-8")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends a signal and waits; returns the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Waits until it has ended; returns the exit code."""
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture
+def spicebridge(short_tmp: Path) -> Iterator[Callable[..., Spicebridge]]:
+    """Starts the installed executable and waits until it is ready.
+
+    Arguments are those of the command line; stdin and stdout may be given as to `Popen`, and
+    ``ready=False`` does not wait. What still runs at the end of the test is killed.
+    """
+    started: list[Spicebridge] = []
+
+    def start(
+        *args: str,
+        ready: bool = True,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        env: dict[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Spicebridge:
+        log = short_tmp / f"spicebridge-{len(started)}.log"
+        reader, writer = os.pipe()
+        try:
+            with log.open("wb") as stderr:
+                process = subprocess.Popen(
+                    [EXECUTABLE, *args, *(["--ready-fd", str(writer)] if ready else [])],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env={**os.environ, **(env or {})},
+                    pass_fds=(*pass_fds, writer) if ready else pass_fds,
+                )
+        finally:
+            os.close(writer)
+        running = Spicebridge(process, log)
+        started.append(running)
+        with os.fdopen(reader, "rb") as pipe:
+            if ready and pipe.read() != b"ready\n":
+                pytest.fail(f"spicebridge {args} is not ready: {running.stderr()}")
+        return running
+
+    yield start
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+        for pipe in (running.process.stdin, running.process.stdout):
+            if pipe is not None:
+                pipe.close()
