@@ -1,0 +1,246 @@
+#!/usr/bin/python3
+"""spice-client-glib, the library under virt-viewer, as a client of a SPICE server.
+
+The lower half is a script for the system's Python, which has the bindings (Debian: python3-gi,
+gir1.2-spiceclientglib-2.0); the upper half, for tests, runs it. The script prints JSON lines:
+
+    {"channels": [{"type": 10, "id": 0, "name": "…", "opened": true}, …]}   `list`
+    {"port": NAME, "opened": BOOL}    `exchange`: when linked, and when the guest opens or closes
+    {"received": N}                   `exchange`: all is sent, and N bytes, no less than were
+                                      expected, have come; it stays linked until it is ended
+    {"error": TEXT}                   then it ends
+
+The library cannot drain on leaving: a server may lose what it has not taken when the client
+goes, so look at the server's end before the exchange is left. And libspice-server 0.15.1 crashes
+when a client leaves a port before it was sent PORT_INIT, so nothing begins before all have names.
+
+Names and `opened` are null for channels that are no ports.
+
+Two traps of the bindings: `connect` of a SpiceChannel or SpiceSession is the library's own, so
+signals need GObject's; and spice_port_channel_write_async keeps a reference to the data, which
+the bindings free too early, so it is called through ctypes.
+"""
+
+import argparse
+import ctypes
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+if __name__ != "__main__":  # a script has no package to import from
+    from .processes import JsonProcess, Message
+
+    class GlibClient(JsonProcess):
+        """The running script."""
+
+        def __init__(
+            self, uri: str, *arguments: str | Path, password_file: Path | None = None
+        ) -> None:
+            login = ["--password-file", str(password_file)] if password_file else []
+            super().__init__(["/usr/bin/python3", __file__, "--uri", uri, *login, *arguments])
+
+    def list_channels(uri: str, *, password_file: Path | None = None) -> list[Message]:
+        """The channels that the server at `uri` offers, ports with their names."""
+        with GlibClient(uri, "list", password_file=password_file) as client:
+            answer = client.wait_messages(
+                lambda messages: next((m for m in messages if "channels" in m), None),
+                what="no list of channels",
+            )
+        channels: list[Message] = answer["channels"]
+        return channels
+
+    def exchange(
+        uri: str,
+        port: str,
+        *,
+        send: Path,
+        expect: int,
+        out: Path,
+        password_file: Path | None = None,
+    ) -> GlibClient:
+        """Start to send a file to a port, while `expect` bytes from it go into another file.
+
+        Wait for `received=expect` to see the end of it, for `opened=…` to see the guest's side
+        change. A webdav channel is no port here: the library takes its frames apart.
+        """
+        options = ["--port", port, "--expect-bytes", str(expect)]
+        return GlibClient(
+            uri,
+            "exchange",
+            *options,
+            "--send-file",
+            send,
+            "--out-file",
+            out,
+            password_file=password_file,
+        )
+
+
+_MESSAGE_SIZE = 64 * 1024
+_PORT_TYPES = (10, 11)
+"""Port and webdav: both are a SpicePortChannel."""
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--uri", required=True)
+    parser.add_argument("--password-file", type=Path)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list")
+    exchanging = commands.add_parser("exchange")
+    exchanging.add_argument("--port", required=True)
+    exchanging.add_argument("--send-file", type=Path, required=True)
+    exchanging.add_argument("--expect-bytes", type=int, required=True)
+    exchanging.add_argument("--out-file", type=Path, required=True)
+    options = parser.parse_args()
+    password = options.password_file.read_text().rstrip("\n") if options.password_file else None
+    client = _Lister() if options.command == "list" else _Exchanger(options)
+    client.run(options.uri, password)
+
+
+def _say(**message: object) -> None:
+    print(json.dumps(message), flush=True)
+
+
+class _Client:
+    """A session that links every port, to learn its name."""
+
+    def __init__(self) -> None:
+        gi = import_module("gi")
+        gi.require_version("SpiceClientGLib", "2.0")
+        self._glib = import_module("gi.repository.GLib")
+        self._spice = import_module("gi.repository.SpiceClientGLib")
+        self._on: Callable[..., int] = import_module("gi.repository.GObject").Object.connect
+        self._loop = self._glib.MainLoop()
+        self._session = self._spice.Session()
+        self.channels: list[Any] = []
+
+    def run(self, uri: str, password: str | None) -> None:
+        self._session.props.uri = uri
+        if password is not None:
+            self._session.props.password = password
+        self._on(self._session, "channel-new", self._channel_new)
+        self._spice.Session.connect(self._session)
+        self._loop.run()
+        self._session.disconnect()
+
+    def end(self, **message: object) -> None:
+        _say(**message)
+        self._loop.quit()
+
+    def ready(self, ports: list[Any]) -> None:
+        """All ports are linked and have their names."""
+        raise NotImplementedError
+
+    def data_came(self, port: Any, data: int, size: int) -> None:
+        """A port has said something, which may be before all are ready."""
+
+    def _channel_new(self, _: object, channel: Any) -> None:
+        self.channels.append(channel)
+        self._on(channel, "channel-event", self._channel_event)
+        if channel.props.channel_type in _PORT_TYPES:
+            self._on(channel, "notify::port-name", self._named)
+            self._on(channel, "port-data", self.data_came)
+            self._spice.Channel.connect(channel)
+
+    def _named(self, *_: object) -> None:
+        # All channels of one CHANNELS_LIST are made before the first of them is linked.
+        ports = [c for c in self.channels if c.props.channel_type in _PORT_TYPES]
+        if all(port.props.port_name for port in ports):
+            self.ready(ports)
+
+    def _channel_event(self, channel: Any, event: Any) -> None:
+        if channel in self.channels and event != self._spice.ChannelEvent.OPENED:
+            kind = channel.props.channel_type
+            self.end(error=f"channel of type {kind}: {event.value_nick}")
+
+
+class _Lister(_Client):
+    def ready(self, ports: list[Any]) -> None:
+        self.end(channels=[_describe(channel) for channel in self.channels])
+
+
+def _describe(channel: Any) -> dict[str, object]:
+    is_port = channel.props.channel_type in _PORT_TYPES
+    return {
+        "type": channel.props.channel_type,
+        "id": channel.props.channel_id,
+        "name": channel.props.port_name if is_port else None,
+        "opened": channel.props.port_opened if is_port else None,
+    }
+
+
+class _Exchanger(_Client):
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._options = options
+        self._data = options.send_file.read_bytes()
+        self._out = options.out_file.open("wb")
+        self._sending = False
+        self._message = b""
+        self._sent = self._received = 0
+        self._port: Any = None
+        library = ctypes.CDLL("libspice-client-glib-2.0.so.8")
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        self._written = callback(self._message_written)
+        self._write_async = library.spice_port_channel_write_async
+        self._write_async.argtypes = [
+            ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t,
+            ctypes.c_void_p, callback, ctypes.c_void_p,
+        ]  # fmt: skip
+
+    def ready(self, ports: list[Any]) -> None:
+        wanted = [port for port in ports if port.props.port_name == self._options.port]
+        if not wanted:
+            self.end(error=f"there is no port {self._options.port}")
+            return
+        self._port = wanted[0]
+        for port in ports:
+            if port != self._port:
+                self.channels.remove(port)
+                port.disconnect(self._spice.ChannelEvent.NONE)
+        self._on(self._port, "notify::port-opened", lambda *_: self._opened())
+        self._opened()
+
+    def _opened(self) -> None:
+        opened = self._port.props.port_opened
+        _say(port=self._options.port, opened=opened)
+        if opened and not self._sending:
+            self._sending = True
+            self._send()
+
+    def _send(self) -> None:
+        self._message = self._data[self._sent : self._sent + _MESSAGE_SIZE]
+        if not self._message:
+            self._say_when_all_is_done()
+            return
+        # The hash of a GObject is its address.
+        pointer = hash(self._port)
+        size = len(self._message)
+        self._write_async(pointer, self._message, size, None, self._written, None)
+
+    def _message_written(self, *_: object) -> None:
+        self._sent += len(self._message)
+        self._send()
+
+    def data_came(self, port: Any, data: int, size: int) -> None:
+        if port.props.port_name != self._options.port:
+            return
+        self._out.write(ctypes.string_at(data, size))
+        self._received += size
+        self._say_when_all_is_done()
+
+    def _say_when_all_is_done(self) -> None:
+        if (
+            self._sending
+            and self._sent == len(self._data)
+            and self._received >= self._options.expect_bytes
+        ):
+            self._out.flush()
+            _say(received=self._received)
+
+
+if __name__ == "__main__":
+    _main()

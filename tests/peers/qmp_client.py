@@ -1,0 +1,62 @@
+"""A minimal QMP client (docs/interop/qmp-spec.txt of QEMU) on a connected socket.
+
+Used on QEMU's private control monitor and, just the same, through a bridge on a monitor port.
+"""
+
+import json
+import socket
+from typing import Any, Self
+
+_TIMEOUT = 20.0
+
+
+class QmpError(RuntimeError):
+    """QEMU refused a command, or the monitor went away."""
+
+
+class QmpClient:
+    """Reads the greeting, negotiates no capabilities, then executes one command at a time.
+
+    It owns the socket from here on; `events` holds what QEMU told unasked.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout: float = _TIMEOUT) -> None:
+        sock.settimeout(timeout)
+        self._sock = sock
+        self._lines = sock.makefile("rb")
+        self.events: list[dict[str, Any]] = []
+        self.greeting: dict[str, Any] = self._read()["QMP"]
+        self.execute("qmp_capabilities")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._lines.close()
+        self._sock.close()
+
+    def execute(self, command: str, /, **arguments: Any) -> Any:
+        """Run `command` and give back what it returns; underscores in argument names are dashes."""
+        renamed = {name.replace("_", "-"): value for name, value in arguments.items()}
+        request = {"execute": command, "arguments": renamed}
+        self._sock.sendall(json.dumps(request).encode() + b"\n")
+        while "event" in (answer := self._read()):
+            self.events.append(answer)
+        if "error" in answer:
+            raise QmpError(f"{command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def hmp(self, line: str) -> str:
+        """Run a line of the human monitor and give back what it prints."""
+        return str(self.execute("human-monitor-command", command_line=line))
+
+    def _read(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line:
+            raise QmpError("the monitor closed the connection")
+        message: dict[str, Any] = json.loads(line)
+        return message
