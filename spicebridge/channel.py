@@ -1,8 +1,11 @@
 """A linked channel as a byte stream with port events: a `Conversation` on a `Stream`, either role.
 
-Closing has a rule of its own: closing a socket with unread input makes the kernel reset the
-connection, and the peer then loses what was on its way to it. So a channel ends its sending side,
-reads to end of file, and only then closes.
+Closing has two rules of its own. Closing a socket with unread input makes the kernel reset the
+connection, and the peer then loses what was on its way to it: so a channel ends its sending side,
+reads to end of file, and only then closes. And libspice-server 0.15 crashes when a client has gone
+before the guest took what it sent (RedCharDeviceSpiceVmc::on_free_self_token uses the client that
+is no more), and nothing in the protocol tells what was taken: so a client stays linked until the
+channel has been silent for a moment after the last DATA.
 """
 
 from __future__ import annotations
@@ -23,6 +26,12 @@ from spicebridge.transport.stream import Stream
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that a peer has to end its side once we have ended ours."""
+
+SETTLE_TIME = 0.5
+"""Seconds of silence after our last DATA before a client leaves a channel."""
+
+SETTLE_LIMIT = 2.0
+"""Seconds that a client stays for this at most, on a channel that is never silent."""
 
 _CONTROL_LIMIT = 64 * 1024
 """Bytes of our answers that may wait for the peer to read them before we stop reading from it."""
@@ -55,6 +64,8 @@ class Channel:
         self._sending = anyio.Lock(fast_acquire=True)
         self._torn = False  # a DATA of ours was cut off; nothing may follow it
         self._ended = False
+        self._server = server
+        self._active = float("-inf")  # when our last DATA went, or the peer last spoke after it
         self._held: list[memoryview | Event] = []
 
     async def __aenter__(self) -> Self:
@@ -102,6 +113,8 @@ class Channel:
             self._conversation.receive_eof()
             return None
         items = self._conversation.receive_data(count)
+        if self._active > 0:
+            self._active = anyio.current_time()
         if self._conversation.control and not self._sending.locked():
             self._write_control_nowait()
         return items
@@ -157,6 +170,7 @@ class Channel:
                 self._torn = True
                 await self._stream.write_all([message])
                 self._torn = False
+                self._active = anyio.current_time()
                 if control:  # what the reading task has added meanwhile
                     await self._write_control()
             except OSError as error:
@@ -220,19 +234,39 @@ class Channel:
         """Closes at once; what is on its way in either direction may be lost."""
         self._stream.close()
 
-    async def aclose(self) -> None:
-        """Ends our side, reads the peer's to its end (for `CLOSE_TIMEOUT` at most), and closes.
+    async def settle(self) -> None:
+        """Waits, as a client, until the guest may be supposed to have taken our last DATA.
 
-        What the peer still sends is dropped; who wants it calls `end` and `receive` before.
+        Another task receives meanwhile. Bounded by `SETTLE_LIMIT`.
         """
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+        if self._server:
+            return
+        with anyio.move_on_after(SETTLE_LIMIT):
+            while (rest := self._active + SETTLE_TIME - anyio.current_time()) > 0:
+                await anyio.sleep(rest)
+
+    async def aclose(self) -> None:
+        """Settles, ends our side, reads the peer's to its end, and closes.
+
+        What the peer still sends is dropped; who wants it calls `settle`, `end` and `receive`
+        before. Bounded by `SETTLE_LIMIT` and `CLOSE_TIMEOUT`; a cancellation waits for it.
+        """
+        with anyio.CancelScope(shield=True):
             try:
-                self.end()
-                while await self.receive() is not None:
-                    await anyio.lowlevel.checkpoint()
-            except (SpicebridgeError, anyio.ClosedResourceError):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._end_settled, tasks.cancel_scope)
+                    while await self.receive() is not None:
+                        await anyio.lowlevel.checkpoint()
+                    tasks.cancel_scope.cancel()
+            except* (SpicebridgeError, anyio.ClosedResourceError):
                 pass  # it is gone, which is what we want
         self._stream.close()
+
+    async def _end_settled(self, reading: anyio.CancelScope) -> None:
+        await self.settle()
+        self.end()
+        await anyio.sleep(CLOSE_TIMEOUT)
+        reading.cancel()
 
     def _broken(self, error: OSError) -> ChannelClosedError:
         return ChannelClosedError(f"the link of {self.name} broke: {error.strerror}")

@@ -89,6 +89,8 @@ class Join:
         self._stopping = False
         self._deaf = False  # the application takes nothing more
         self._delivering = False
+        self._sending_ended = False  # the application's
+        self._finished = False
         self._down_scope = anyio.CancelScope()
         self._up_scope = anyio.CancelScope()
         self._ended: Ended | None = None
@@ -106,6 +108,7 @@ class Join:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._down)
                 tasks.start_soon(self._up)
+        self._finished = True
         return self._ended or Ended.APPLICATION
 
     def stop(self) -> None:
@@ -114,6 +117,13 @@ class Join:
         self._stopping = True
         self._changed.set()
         self._stream.interrupt()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the application has gone, as far as can be told, and the rest is tidying up."""
+        if self._finished or (self._sending_ended and self._application.linger is not None):
+            return True
+        return self._stream.hung_up()
 
     def _end(self, reason: Ended) -> None:
         if self._ended is None:
@@ -209,12 +219,14 @@ class Join:
                 # what the peer sent before it went may still wait to be read: the other task ends
                 log.debug("%s", error)
                 await anyio.sleep_forever()
+            self._sending_ended = True
             self._end(Ended.STOPPED if self._stopping and not self._deaf else Ended.APPLICATION)
             if not self._stopping:
                 await self._linger()
             if self._detach and not self._stopping:
                 self._down_scope.cancel()
                 return
+            await self._channel.settle()
             self._channel.end()
             with anyio.move_on_after(CLOSE_TIMEOUT):
                 await anyio.sleep_forever()  # until the peer has ended its side, too

@@ -33,6 +33,7 @@ class RawBridge:
         self._spec = spec
         self._endpoint = spec.endpoint
         self._application: Application | None = None
+        self._free = anyio.Event()  # set once the application has been let go
         self._join: Join | None = None
         self._channel: Channel | None = None
         self._accepting = anyio.CancelScope()
@@ -70,8 +71,11 @@ class RawBridge:
         with self._accepting:
             while True:
                 application = await self._endpoint.accept()
+                if self._leaving():
+                    await self._wait_for_turn(application)
                 if self._application is None:
                     self._application = application
+                    self._free = anyio.Event()
                     tasks.start_soon(self._serve_one_of_many, application, session, channel)
                     continue
                 self.status.event(
@@ -83,6 +87,20 @@ class RawBridge:
                 )
                 await application.aclose()
 
+    def _leaving(self) -> bool:
+        """Whether the application that has the channel is on its way out."""
+        if self._application is None:
+            return False
+        return self._join.leaving if self._join else self._application.stream.hung_up()
+
+    async def _wait_for_turn(self, application: Application) -> None:
+        """Waits until the application before has been let go."""
+        try:
+            await self._free.wait()
+        except BaseException:
+            application.stream.close()
+            raise
+
     async def _serve_one_of_many(
         self, application: Application, session: Session, channel: ChannelInfo
     ) -> None:
@@ -93,6 +111,7 @@ class RawBridge:
             self.status.event("error", str(error), logging.ERROR)
         finally:
             self._application = None
+            self._free.set()
 
     async def _serve(
         self, application: Application, session: Session, channel: ChannelInfo
@@ -113,6 +132,7 @@ class RawBridge:
         finally:
             self.status.state = "waiting"
             await self._let_go(application, ended, dropped)
+            self._join = None
 
     async def _run_join(self, application: Application, linked: Channel) -> Ended:
         self._join = Join(
@@ -125,10 +145,7 @@ class RawBridge:
         if self._stopping:
             self._join.stop()
         self.status.state = "joined"
-        try:
-            return await self._join.run()
-        finally:
-            self._join = None
+        return await self._join.run()
 
     async def _let_go(self, application: Application, ended: Ended | None, dropped: int) -> None:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import anyio
+
 from spicebridge.channel import Channel
 from spicebridge.errors import ConnectError, ProtocolError, SpicebridgeError
 from spicebridge.protocol.dialogue import Exchange
@@ -14,8 +16,19 @@ from spicebridge.transport.connect import connect, time_limit
 from spicebridge.transport.stream import Stream
 
 
-async def link(address: Address, request: LinkRequest, logins: Sequence[ClientLogin]) -> Channel:
+async def link(
+    address: Address, request: LinkRequest, logins: Sequence[ClientLogin], guard: anyio.CancelScope
+) -> Channel:
     """Links a channel.
+
+    Args:
+        address: of the server.
+        request: the channel wanted.
+        logins: ways to log in, the most wanted first.
+        guard: the scope we run in; shielded from the moment that the server has answered. QEMU
+            crashes if a port is closed between the ticket and PORT_INIT (libspice-server 0.15:
+            on_connect uses the client that has gone), so who wants the channel no longer must
+            wait for that and then close it.
 
     Raises:
         ConnectError: the server cannot be reached, or falls silent.
@@ -29,8 +42,11 @@ async def link(address: Address, request: LinkRequest, logins: Sequence[ClientLo
         exchange = Exchange(link_client(request, logins))
         async with time_limit(f"linking {request.name} at {address}"):
             while not exchange.done:
-                await stream.write_all([memoryview(exchange.data_to_send())])
-                exchange.receive_data(await _read(stream, exchange.needed))
+                if to_send := exchange.data_to_send():
+                    await stream.write_all([memoryview(to_send)])
+                received = await _read(stream, exchange.needed)
+                guard.shield = True
+                exchange.receive_data(received)
         return Channel(stream, exchange.result)
     except SpicebridgeError as error:
         stream.close()

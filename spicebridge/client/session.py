@@ -128,12 +128,13 @@ class Session:
         request = LinkRequest(
             self._id, channel.type, channel.id, channel_caps=channel_caps(channel.type)
         )
-        linked = await link(self.address, request, self._logins)
-        try:
-            await self._greeting(linked)
-        except BaseException:
-            linked.abort()
-            raise
+        with anyio.CancelScope() as guard:
+            linked = await link(self.address, request, self._logins, guard)
+            try:
+                await self._greeting(linked)
+            except BaseException:
+                linked.abort()
+                raise
         if linked.port is not None:
             self._ports[channel] = linked.port
         return linked
@@ -144,19 +145,27 @@ class Session:
         Both get a link result of 0; on a busy one end of file follows. A port begins with
         PORT_INIT, the others of libspice-server and ours with a PING.
         """
-        named = has_port_events(channel.linked.request.channel_type)
-        with anyio.move_on_after(_QUIET_CHANNEL):
-            while True:
-                items = await channel.receive()
-                if items is None:
-                    raise ChannelClosedError(f"{channel.name} was closed right after its link")
-                events = [each for each in items if not isinstance(each, memoryview)]
-                for event in events:
-                    if isinstance(event, PortInit):
-                        channel.port = event
-                if len(events) < len(items) or not named or channel.port is not None:
-                    channel.hold([each for each in items if not isinstance(each, PortInit)])
-                    return
+        kind = channel.linked.request.channel_type
+        named = has_port_events(kind)
+        if kind in {ChannelType.PORT, ChannelType.WEBDAV}:
+            async with time_limit(f"waiting for the name of {channel.name} at {self.address}"):
+                await self._first_word(channel, named=True)
+        else:  # no server need say anything here
+            with anyio.move_on_after(_QUIET_CHANNEL):
+                await self._first_word(channel, named=named)
+
+    async def _first_word(self, channel: Channel, *, named: bool) -> None:
+        while True:
+            items = await channel.receive()
+            if items is None:
+                raise ChannelClosedError(f"{channel.name} was closed right after its link")
+            for item in items:
+                if isinstance(item, PortInit):
+                    channel.port = item
+            data = any(isinstance(item, memoryview) for item in items)
+            if data or not named or channel.port is not None:
+                channel.hold([item for item in items if not isinstance(item, PortInit)])
+                return
 
     async def ports(self) -> AsyncIterator[PortInfo]:
         """Tells the names of ports, one by one.
@@ -247,7 +256,8 @@ async def open_session(address: Address, password: str = "") -> AsyncIterator[Se
             `Session.lost` and `Session.failure`: what still waits to be read can be read.
     """
     logins = [ClientTicket(password)]
-    main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins)
+    with anyio.CancelScope() as guard:
+        main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins, guard)
     session = Session(address, main, logins)
     try:
         async with time_limit(f"opening a session at {address}"):

@@ -120,6 +120,10 @@ class Stream:
 
     def hung_up(self) -> bool:
         """Whether the peer takes nothing more: it has closed both ways, not only its sending."""
+        if self._closed:
+            return True
+        if self._ended and self._reader != self._writer:
+            return False  # there is nothing left to ask
         poll = select.poll()
         poll.register(self._writer, 0)
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))

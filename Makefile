@@ -1,0 +1,54 @@
+# make demo      see bytes go through, in a private environment
+# make test      set up everything the tests need, and run them
+# make check     formatting, lint, types and the walls between the rooms
+# make coverage  the tests again, measuring which branches they take
+# make bench     how fast it is here
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find spicebridge man completions -type f -not -name '*.pyc') pyproject.toml
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check coverage bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/spicebridge demo $(if $(KEEP),--keep)
+
+test: $(VENV)/installed-dev
+	.ci/packages $(shell cat .ci/packages.txt)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: $(VENV)/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.benchmarks
+
+$(VENV)/created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spicebridge needs Python 3.11 or newer")'
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/packages python3-venv
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/created $(SOURCES)
+	$(PIP) install --force-reinstall --no-deps .
+	$(PIP) install .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install 'pip>=25.1'
+	$(PIP) install --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache
