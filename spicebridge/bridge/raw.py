@@ -78,13 +78,7 @@ class RawBridge:
                     self._free = anyio.Event()
                     tasks.start_soon(self._serve_one_of_many, application, session, channel)
                     continue
-                self.status.event(
-                    "app-refused",
-                    f"{application.name} refused: {self._application.name} has the channel",
-                    logging.WARNING,
-                    app=application.name,
-                    holder=self._application.name,
-                )
+                self.status.application_refused(application.name, self._application.name)
                 await application.aclose()
 
     def _leaving(self) -> bool:
@@ -117,7 +111,7 @@ class RawBridge:
         self, application: Application, session: Session, channel: ChannelInfo
     ) -> None:
         self._application = application
-        self.status.event("app-connected", f"{application.name} connected", app=application.name)
+        self.status.application_came(application.name)
         ended: Ended | None = None
         dropped = 0
         try:
@@ -154,14 +148,8 @@ class RawBridge:
             self.failure = error
             self.status.event("error", str(error), logging.ERROR)
         finally:
-            why = f": {ended.value}" if ended and ended is not Ended.APPLICATION else ""
-            lost = f", {dropped} bytes of it undelivered" if dropped else ""
-            self.status.event(
-                "app-gone",
-                f"{application.name} gone{why}{lost}",
-                app=application.name,
-                undelivered=dropped,
-            )
+            why = ended.value if ended and ended is not Ended.APPLICATION else ""
+            self.status.application_went(application.name, dropped, why)
 
     async def _link(self, session: Session, channel: ChannelInfo) -> Channel:
         self.status.state = "linking"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spicebridge.bridge.join import Traffic
 from spicebridge.transport.address import Address
@@ -26,6 +26,7 @@ class BridgeStatus:
     name: str
     state: str = "starting"
     traffic: Traffic = field(default_factory=Traffic)
+    _before: Traffic = field(default_factory=Traffic)  # when the application came
 
     def event(self, event: str, text: str, level: int = logging.INFO, **fields: object) -> None:
         """Logs an event of this bridge.
@@ -42,6 +43,35 @@ class BridgeStatus:
             "fields": {"up": self.traffic.up, "down": self.traffic.down, **fields},
         }
         log.log(level, "%s", text, extra=extra)
+
+    def application_came(self, name: str) -> None:
+        """Logs that an application has the bridge now."""
+        self._before = replace(self.traffic)
+        self.event("app-connected", f"{name} connected", app=name)
+
+    def application_refused(self, name: str, holder: str) -> None:
+        """Logs that an application was turned away, and who has the bridge."""
+        self.event(
+            "app-refused",
+            f"{name} refused: {holder} has the channel",
+            logging.WARNING,
+            app=name,
+            holder=holder,
+        )
+
+    def application_went(self, name: str, undelivered: int, why: str = "") -> None:
+        """Logs that the application has gone, and what it has moved.
+
+        Args:
+            name: who it was.
+            undelivered: bytes of it that nobody was there to take.
+            why: why it had to go, unless it went by itself.
+        """
+        up = self.traffic.up - self._before.up
+        down = self.traffic.down - self._before.down
+        text = f"{name} gone{f': {why}' if why else ''} ({up} bytes up, {down} down"
+        lost = f", {undelivered} undelivered" if undelivered else ""
+        self.event("app-gone", f"{text}{lost})", app=name, undelivered=undelivered)
 
 
 Ready = Callable[[Address, Sequence[BridgeStatus]], None]

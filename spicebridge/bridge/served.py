@@ -68,17 +68,11 @@ class ServedBridge:
         if holder is not None and self._join is None and holder.stream.hung_up():
             await self._let_go(None)  # it came and went while no client was there
         if self._application is not None:
-            self.status.event(
-                "app-refused",
-                f"{application.name} refused: {self._application.name} has the channel",
-                logging.WARNING,
-                app=application.name,
-                holder=self._application.name,
-            )
+            self.status.application_refused(application.name, self._application.name)
             await application.aclose()
             return
         self._application = application
-        self.status.event("app-connected", f"{application.name} connected", app=application.name)
+        self.status.application_came(application.name)
         self._arrived.set()
 
     def stop(self) -> None:
@@ -177,13 +171,7 @@ class ServedBridge:
             self.status.event("error", str(error), logging.ERROR)
         finally:
             self._application = None
-            lost = f", {dropped} bytes of it undelivered" if dropped else ""
-            self.status.event(
-                "app-gone",
-                f"{application.name} gone{lost}",
-                app=application.name,
-                undelivered=dropped,
-            )
+            self.status.application_went(application.name, dropped)
 
 
 async def _tell(channel: Channel, event: PortEventType) -> None:

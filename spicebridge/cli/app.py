@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NoReturn
 
 import anyio
@@ -13,8 +11,10 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from spicebridge import (
+    BridgeSpec,
     Ready,
     SpicebridgeError,
+    StdioEndpoint,
     TcpAddress,
     UnixAddress,
     UsageError,
@@ -23,12 +23,14 @@ from spicebridge import (
     run_bridges,
     serve_bridges,
 )
+from spicebridge.cli.answer import OutputClosedError
 from spicebridge.cli.demo import run_demo
 from spicebridge.cli.listing import list_channels
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.options import (
     CustomChannelOption,
     LogFormatOption,
+    Output,
     PasswordFileOption,
     QuietOption,
     ReadyFdOption,
@@ -98,10 +100,6 @@ app = typer.Typer(
 )
 
 
-def _run(main: Callable[[], Awaitable[int]]) -> NoReturn:
-    raise typer.Exit(anyio.run(main))
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"spicebridge {__version__}")
@@ -138,29 +136,41 @@ def _bridge(
     quiet: QuietOption = False,
 ) -> None:
     """Bridge channels of a SPICE server to local ends."""
-    specs = [parse_custom_channel(text) for text in custom_channel or []]
-    stdio = [spec for spec in specs if spec.endpoint.name == "stdio"]
-    output = set_up_output(verbose, quiet, log_format, filter_like=bool(stdio))
-    if not specs:
+    texts = custom_channel or []
+    output = _set_up_for(_parse(texts), verbose, quiet, log_format)
+    if not texts:
         raise UsageError(
             "there is nothing to bridge",
             "add --custom-channel unixsocket=/tmp/s,channelid=128, or see spicebridge list",
         )
-    if len(stdio) > 1:
-        raise UsageError("stdio is asked for twice", "one channel can have it")
     address = server_address(uri)
-    given = given_password(password_file)
 
-    async def main() -> int:
+    def run(password: str) -> int:
+        specs = _parse(texts)
+
         async def action(stop: anyio.Event, ready: Ready) -> None:
-            async def with_it(password: str) -> None:
-                await run_bridges(address, specs, password=password, stop=stop, ready=ready)
+            await run_bridges(address, specs, password=password, stop=stop, ready=ready)
 
-            await with_password(given, address, with_it)
+        return anyio.run(run_until_signal, action, output, ready_fd)
 
-        return await run_until_signal(action, output, ready_fd)
+    raise typer.Exit(with_password(given_password(password_file), address, run))
 
-    _run(main)
+
+def _parse(texts: list[str]) -> list[BridgeSpec]:
+    specs = [parse_custom_channel(text) for text in texts]
+    if sum(map(_uses_stdio, specs)) > 1:
+        raise UsageError("stdio is asked for twice", "one channel can have it")
+    return specs
+
+
+def _uses_stdio(spec: BridgeSpec) -> bool:
+    return isinstance(spec.endpoint, StdioEndpoint)
+
+
+def _set_up_for(
+    specs: list[BridgeSpec], verbose: int, quiet: bool, log_format: LogFormat
+) -> Output:
+    return set_up_output(verbose, quiet, log_format, filter_like=any(map(_uses_stdio, specs)))
 
 
 @app.command("list")
@@ -180,16 +190,15 @@ def _list(
     """
     set_up_output(verbose, quiet, log_format, filter_like=True)
     address = server_address(uri)
-    given = given_password(password_file)
 
-    async def main() -> int:
-        async def action(password: str) -> None:
+    def run(password: str) -> int:
+        async def show() -> None:
             await list_channels(address, password, as_json=as_json)
 
-        await with_password(given, address, action)
+        anyio.run(show)
         return 0
 
-    _run(main)
+    raise typer.Exit(with_password(given_password(password_file), address, run))
 
 
 @app.command("serve")
@@ -210,15 +219,12 @@ def _serve(
     quiet: QuietOption = False,
 ) -> None:
     """Offer channels to SPICE clients; a local program or socket plays the guest of each."""
-    specs = [parse_custom_channel(text) for text in custom_channel or []]
-    stdio = [spec for spec in specs if spec.endpoint.name == "stdio"]
-    output = set_up_output(verbose, quiet, log_format, filter_like=bool(stdio))
+    specs = _parse(custom_channel or [])
+    output = _set_up_for(specs, verbose, quiet, log_format)
     if not specs:
         raise UsageError(
             "there is nothing to serve", "add --custom-channel channelid=128,unixsocket=/tmp/guest"
         )
-    if len(stdio) > 1:
-        raise UsageError("stdio is asked for twice", "one channel can have it")
     address: TcpAddress | UnixAddress
     if listen.startswith("unix:"):
         address = UnixAddress(listen.removeprefix("unix:"))
@@ -226,13 +232,10 @@ def _serve(
         address = parse_host_port(listen)
     password = given_password(password_file)
 
-    async def main() -> int:
-        async def action(stop: anyio.Event, ready: Ready) -> None:
-            await serve_bridges(address, specs, password=password, stop=stop, ready=ready)
+    async def action(stop: anyio.Event, ready: Ready) -> None:
+        await serve_bridges(address, specs, password=password, stop=stop, ready=ready)
 
-        return await run_until_signal(action, output, ready_fd, "listening on ")
-
-    _run(main)
+    raise typer.Exit(anyio.run(run_until_signal, action, output, ready_fd, "listening on "))
 
 
 @app.command("demo")
@@ -244,13 +247,10 @@ def _demo(
     """Run an endpoint and bridges in one process, and show bytes going through."""
     output = set_up_output(0, True, LogFormat.TEXT)
 
-    async def main() -> int:
-        async def action(stop: anyio.Event, ready: Ready) -> None:
-            await run_demo(stop, ready, keep=keep)
+    async def action(stop: anyio.Event, ready: Ready) -> None:
+        await run_demo(stop, ready, keep=keep)
 
-        return await run_until_signal(action, output, None)
-
-    _run(main)
+    raise typer.Exit(anyio.run(run_until_signal, action, output, None))
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -258,16 +258,14 @@ def main(args: list[str] | None = None) -> NoReturn:
     try:
         result: Any = app(args, prog_name="spicebridge", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        sys.stdout.flush()
     except typer.TyperException as error:
         code = _fail(error.format_message(), UsageError.exit_code)
+    except OutputClosedError as error:
+        code = error.exit_code
     except SpicebridgeError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:  # nobody reads our answer any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     sys.exit(code)
 
 

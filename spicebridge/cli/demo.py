@@ -14,7 +14,6 @@ from typing import Final
 
 import anyio
 from anyio.abc import ByteStream
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from spicebridge import (
     run_bridges,
     serve_bridges,
 )
+from spicebridge.cli.answer import print_answer, write_answer
 from spicebridge.cli.spec import parse_custom_channel
 
 _BULK: Final = 32 * 1024 * 1024  # bytes each way on the user-defined channel
@@ -63,15 +63,14 @@ async def run_demo(stop: anyio.Event, ready: Ready, *, keep: bool) -> None:
         ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
             await _start(tasks, folder, ended, ready)
-            console = Console(highlight=False)
             moved = [
                 *await _both_ways(folder / "guest", folder / "app"),
                 await _echo(folder / "echo"),
             ]
-            console.print(_table(moved))
+            print_answer(_table(moved))
             if not all(each.whole for each in moved):
                 raise SpicebridgeError("what arrived is not what was sent")
-            _say_what_next(console, folder, keep=keep)
+            _say_what_next(folder, keep=keep)
             if keep:
                 await stop.wait()
             ended.set()
@@ -186,7 +185,7 @@ def _table(moved: list[_Moved]) -> Table:
     return table
 
 
-def _say_what_next(console: Console, folder: Path, *, keep: bool) -> None:
+def _say_what_next(folder: Path, *, keep: bool) -> None:
     if keep:
         lines = [
             "",
@@ -205,4 +204,4 @@ def _say_what_next(console: Console, folder: Path, *, keep: bool) -> None:
             "  spicebridge list spice://127.0.0.1:5900",
             "  spicebridge --custom-channel unixsocket=/tmp/s,channelid=128",
         ]
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    write_answer("\n".join(lines) + "\n")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from spicebridge import Address, ChannelInfo, PortInfo, channel_type_name, open_session
+from spicebridge.cli.answer import print_answer, write_answer
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,9 @@ async def list_channels(address: Address, password: str, *, as_json: bool) -> No
         ports = {info.channel: info async for info in session.ports()}
         rows = [_row(channel, ports.get(channel)) for channel in session.channels]
     if as_json:
-        json.dump([asdict(row) for row in rows], sys.stdout, indent=2)
-        sys.stdout.write("\n")
-        return
-    Console(highlight=False, soft_wrap=True).print(_table(rows))
+        write_answer(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    else:
+        print_answer(_table(rows))
 
 
 def _row(channel: ChannelInfo, info: PortInfo | None) -> Row:

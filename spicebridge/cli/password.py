@@ -5,11 +5,9 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
-
-import anyio.to_thread
 
 from spicebridge import Address, LoginError, UsageError
 
@@ -32,21 +30,22 @@ def given_password(file: Path | None) -> str | None:
         raise UsageError(f"--password-file {file}: {reason}", "check the file") from error
 
 
-async def with_password(
-    given: str | None, address: Address, action: Callable[[str], Awaitable[None]]
-) -> None:
-    """Runs an action that logs in; asks a person only if the server wants a password.
+def with_password(given: str | None, address: Address, run: Callable[[str], int]) -> int:
+    """Runs something that logs in; asks a person only if the server wants a password.
+
+    The question is asked between two runs, not within one: no event loop may wait for a person,
+    and Ctrl-C then does what it does everywhere.
 
     Args:
         given: what `given_password` found.
         address: of the server, for the question.
-        action: called with the password, once more if it was asked for.
+        run: called with the password, once more if it was asked for; returns an exit code.
 
     Raises:
         LoginError: the password is wrong, or none is there and nobody to ask.
     """
     try:
-        await action(given or "")
+        return run(given or "")
     except LoginError as error:
         if given is not None:
             raise
@@ -54,7 +53,4 @@ async def with_password(
             raise LoginError(
                 error.problem, f"give a password with --password-file or ${VARIABLE}"
             ) from error
-    else:
-        return
-    question = f"Password for {address}: "
-    await action(await anyio.to_thread.run_sync(getpass.getpass, question))
+    return run(getpass.getpass(f"Password for {address}: "))
