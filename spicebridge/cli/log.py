@@ -54,7 +54,7 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._console.print(Text(self.format(record)), soft_wrap=True)
-        except OSError:  # stderr is closed; the bridges matter more than their log
+        except OSError:  # e.g. its disk is full; the bridges matter more than their log
             pass
 
 

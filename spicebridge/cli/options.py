@@ -69,6 +69,16 @@ ReadyFdOption = Annotated[
 ]
 
 
+class _StderrConsole(Console):
+    """Goes quiet when nobody reads it any more: the bridges matter more than their log."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 @dataclass(frozen=True)
 class Output:
     """Where a command writes.
@@ -94,7 +104,7 @@ def set_up_output(
         filter_like: whether we stand in a pipeline, where a program says nothing that nobody asked
             for: only warnings are shown unless -v or JSON was asked for.
     """
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = _StderrConsole()
     level = logging.WARNING if filter_like and log_format is LogFormat.TEXT else logging.INFO
     if quiet:
         level = logging.ERROR

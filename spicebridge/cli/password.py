@@ -15,19 +15,22 @@ VARIABLE: Final = "SPICEBRIDGE_PASSWORD"
 
 
 def given_password(file: Path | None) -> str | None:
-    """The first line of `file`, else the variable, else None.
+    """The first line of `file`, else the variable if it is not empty, else None.
 
     Raises:
-        UsageError: if the file cannot be read.
+        UsageError: if the file cannot be read, or its first line is empty.
     """
     if file is None:
-        return os.environ.get(VARIABLE)
+        return os.environ.get(VARIABLE) or None
     try:
         with file.open(encoding="utf-8") as lines:
-            return lines.readline().rstrip("\r\n")
+            password = lines.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"--password-file {file}: {reason}", "check the file") from error
+    if not password:
+        raise UsageError(f"--password-file {file}: its first line is empty", "write it there")
+    return password
 
 
 def with_password(given: str | None, address: Address, run: Callable[[str], int]) -> int:

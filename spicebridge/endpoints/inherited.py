@@ -8,6 +8,7 @@ import socket
 import stat
 
 from spicebridge.endpoints.base import Application, Endpoint
+from spicebridge.endpoints.sockets import TCP_LINGER
 from spicebridge.errors import EndpointError
 from spicebridge.transport.stream import Stream
 
@@ -41,7 +42,9 @@ class InheritedEndpoint(Endpoint):
     async def accept(self) -> Application:
         """Takes the descriptor."""
         if stat.S_ISSOCK(os.fstat(self._fd).st_mode):
-            return Application(Stream.of_socket(socket.socket(fileno=self._fd)), self.name)
+            sock = socket.socket(fileno=self._fd)
+            linger = None if sock.family == socket.AF_UNIX else TCP_LINGER
+            return Application(Stream.of_socket(sock), self.name, linger=linger)
         os.set_blocking(self._fd, False)
         stream = Stream(self._fd, self._fd, end=lambda: None, close=lambda: os.close(self._fd))
         return Application(stream, self.name)

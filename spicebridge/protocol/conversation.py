@@ -136,10 +136,11 @@ class Conversation:
             if end - position < header + needed:
                 break
             position += header
-            if kind.decode is not None:
-                body = Body(
-                    kind.name, view[position : position + needed], self._position + position
-                )
+            if kind.decode is None:
+                self._count_message()
+            else:
+                payload = view[position : position + needed]
+                body = Body(kind.name, payload, self._position + position)
                 self._take(kind.decode(body), items)
             position += needed
             self._skip_left = size - needed

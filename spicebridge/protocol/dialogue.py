@@ -44,8 +44,8 @@ class Exchange(Generic[T]):
 
     @property
     def needed(self) -> int:
-        """Bytes still wanted; 0 once done."""
-        return 0 if self.done else self._wanted - len(self._received)
+        """Bytes still wanted; 0 once done, or refused."""
+        return max(0, self._wanted - len(self._received))
 
     def data_to_send(self) -> bytes:
         """What has to go to the peer now; each byte is handed out once."""
@@ -61,9 +61,10 @@ class Exchange(Generic[T]):
                 returns then is the refusal that the peer should still get.
         """
         self._received += data
-        while not self.done and len(self._received) >= self._wanted:
+        while self._wanted and len(self._received) >= self._wanted:
             step = bytes(self._received[: self._wanted])
             del self._received[: self._wanted]
+            self._wanted = 0  # until the dialogue wants more; for ever if it raises
             self._advance(step)
 
     def _advance(self, step: bytes | None) -> None:
@@ -75,5 +76,4 @@ class Exchange(Generic[T]):
                 wish = next(self._dialogue)
             self._wanted = wish
         except StopIteration as stop:
-            self._wanted = 0
             self._results.append(stop.value)

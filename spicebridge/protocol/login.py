@@ -69,6 +69,15 @@ class ServerLogin(Protocol):
         ...
 
 
+def _encode_password(password: str) -> bytes:
+    encoded = password.encode()
+    if len(encoded) > MAX_PASSWORD_LENGTH:
+        raise UsageError(
+            f"the password has {len(encoded)} bytes", f"SPICE takes {MAX_PASSWORD_LENGTH} at most"
+        )
+    return encoded
+
+
 class ClientTicket:
     """Logs in with a ticket.
 
@@ -82,12 +91,7 @@ class ClientTicket:
     mechanism = AuthMechanism.SPICE
 
     def __init__(self, password: str = "") -> None:
-        self._password = password.encode()
-        if len(self._password) > MAX_PASSWORD_LENGTH:
-            raise UsageError(
-                f"the password has {len(self._password)} bytes",
-                f"SPICE takes {MAX_PASSWORD_LENGTH} at most",
-            )
+        self._password = _encode_password(password)
 
     def steps(self, pubkey: bytes) -> Dialogue[None]:
         """Sends the encrypted ticket, 128 bytes."""
@@ -113,13 +117,16 @@ class ServerTicket:
     Args:
         key: the private half of the key in the link reply.
         password: the ticket, or None to let everybody in.
+
+    Raises:
+        UsageError: if it has more than `MAX_PASSWORD_LENGTH` bytes.
     """
 
     mechanism = AuthMechanism.SPICE
 
     def __init__(self, key: rsa.RSAPrivateKey, password: str | None) -> None:
         self._key = key
-        self._password = None if password is None else password.encode()
+        self._password = None if password is None else _encode_password(password)
 
     def steps(self) -> Dialogue[bool]:
         """Reads the encrypted ticket and compares it in constant time."""

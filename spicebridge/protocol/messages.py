@@ -143,13 +143,6 @@ class AttachChannels:
     """MAIN_ATTACH_CHANNELS: the client wants the list of channels."""
 
 
-@dataclass(frozen=True)
-class Ignored:
-    """A message that means nothing to us."""
-
-    name: str
-
-
 Event = (
     Migrate
     | SetAck
@@ -166,7 +159,6 @@ Event = (
     | Ack
     | Pong
     | AttachChannels
-    | Ignored
 )
 
 # Decoding

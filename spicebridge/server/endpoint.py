@@ -17,7 +17,6 @@ from typing import Final
 
 import anyio
 import anyio.to_thread
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from spicebridge.channel import Channel
 from spicebridge.errors import ProtocolError, SpicebridgeError
@@ -86,7 +85,7 @@ class SpiceEndpoint:
         self._sessions: dict[int, set[anyio.CancelScope]] = {}  # the scopes of its channels
         self._linked: set[tuple[int, int]] = set()
         self._unlinked = anyio.Event()
-        self._key: rsa.RSAPrivateKey | None = None
+        self._logins: list[ServerTicket] = []
         self._pubkey = b""
 
     async def serve(self, listener: Listener) -> None:
@@ -94,9 +93,13 @@ class SpiceEndpoint:
 
         Args:
             listener: where clients come from; stays open.
+
+        Raises:
+            UsageError: the password is longer than SPICE takes.
         """
-        self._key = await anyio.to_thread.run_sync(new_ticket_key)
-        self._pubkey = ticket_pubkey(self._key)
+        key = await anyio.to_thread.run_sync(new_ticket_key)
+        self._pubkey = ticket_pubkey(key)
+        self._logins = [ServerTicket(key, self._password)]
         async with anyio.create_task_group() as tasks:
             while True:
                 stream, peer = await listener.accept()
@@ -136,10 +139,7 @@ class SpiceEndpoint:
     # Linking
 
     async def _log_in(self, stream: Stream) -> Linked:
-        if self._key is None:
-            raise ProtocolError("SpiceLinkMess", 0, "an endpoint that serves", "one that does not")
-        logins = [ServerTicket(self._key, self._password)]
-        exchange = Exchange(link_server(self._pubkey, logins, self._available, self._admit))
+        exchange = Exchange(link_server(self._pubkey, self._logins, self._available, self._admit))
         admitted = False
         try:
             async with time_limit("waiting for a client to link", LOGIN_TIMEOUT):

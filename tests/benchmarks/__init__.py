@@ -1,0 +1,1 @@
+"""How fast it is, always against a peer in the same run."""

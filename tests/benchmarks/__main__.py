@@ -1,0 +1,99 @@
+"""``make bench``: bulk from a SPICE port to a socket, against socat relaying the same bytes unframed.
+
+Both read from the same sender's machine over loopback TCP and end in the same reader. Runs alternate,
+after one of each that does not count; medians and their ratio are printed. Absolute figures mean
+nothing beyond this machine and this minute.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+from tests.peers.libspice import SpiceEndpoint
+from tests.peers.processes import free_port, wait_until
+
+SIZE = 1 << 30  # bytes a run
+PAIRS = 5
+EXECUTABLE = Path(sys.executable).with_name("spicebridge")
+
+
+def drain(path: Path) -> float:
+    """Connects to a Unix socket, reads SIZE bytes, returns MB/s."""
+    buffer = bytearray(1 << 18)
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.connect(str(path))
+        left = SIZE - sock.recv_into(buffer)
+        begun = time.perf_counter()
+        while left > 0:
+            count = sock.recv_into(buffer)
+            if not count:
+                raise SystemExit(f"{left} bytes are missing")
+            left -= count
+        return SIZE / 1e6 / (time.perf_counter() - begun)
+
+
+def ours(folder: Path) -> float:
+    """libspice-server pours into a port, spicebridge makes it a socket."""
+    path = folder / "ours"
+    with SpiceEndpoint("pour:p", pour=SIZE) as endpoint:
+        command = [EXECUTABLE, endpoint.uri, "-q", "--custom-channel", f"unixsocket={path},port=p"]
+        with subprocess.Popen(command) as bridge:
+            try:
+                wait_until(path.exists, what="spicebridge has no socket")
+                endpoint.wait_state("p", False)  # its name has been looked up
+                return drain(path)
+            finally:
+                bridge.terminate()
+
+
+def socat(folder: Path) -> float:
+    """The same bytes from a plain TCP sender, relayed by socat with its best buffer size."""
+    path = folder / "socat"
+    port = free_port()
+    block = os.urandom(1 << 18)
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def send() -> None:
+            with server.accept()[0] as sock:
+                for _ in range(SIZE // len(block)):
+                    sock.sendall(block)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        command = ["socat", "-b", "262144", f"UNIX-LISTEN:{path}", f"TCP:127.0.0.1:{port}"]
+        with subprocess.Popen(command) as relay:
+            try:
+                wait_until(path.exists, what="socat has no socket")
+                return drain(path)
+            finally:
+                relay.terminate()
+                path.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Runs the pairs and prints the table."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as name:
+        folder = Path(name)
+        pairs = [(ours(folder), socat(folder)) for _ in range(PAIRS + 1)][1:]
+    mine, theirs = zip(*pairs, strict=True)
+    ratios = [ours_ / theirs_ for ours_, theirs_ in pairs]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print("figure     spicebridge MB/s  socat relay MB/s  ratio, median (min to max)")
+    print(
+        f"bulk down  {statistics.median(mine):16.0f}  {statistics.median(theirs):16.0f}  "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
