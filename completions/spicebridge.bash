@@ -1,0 +1,165 @@
+# bash completion for spicebridge(1); works with and without the package bash-completion
+
+# Sets `words` to the words up to the cursor, put together again where bash cuts them at = and :
+_spicebridge_words() {
+    local line=${COMP_LINE:0:COMP_POINT} word i
+    words=()
+    for ((i = 0; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ i -eq 0 || $line == [[:blank:]]* ]]; then
+            words+=("$word")
+        else
+            words[-1]+=$word
+        fi
+        line=${line#"${line%%[![:blank:]]*}"}
+        line=${line#"$word"}
+    done
+    # right behind = or : there is no blank, and the word goes on
+    if [[ ${#words[@]} -eq 0 || $line == [[:blank:]]* ]]; then
+        words+=("${line#"${line%%[![:blank:]]*}"}")
+    else
+        words[-1]+=$line
+    fi
+}
+
+# Offers those of the words $2... that begin with $3, with $1 before each
+_spicebridge_offer() {
+    local head=$1 start=$2 word
+    for word in "${@:3}"; do
+        [[ $word == "$start"* ]] && COMPREPLY+=("$head$word")
+    done
+}
+
+# Offers files (-f) or commands (-c), as $3 says, that begin with $2, with $1 before each; as $4
+# "spec" where they are values of a specification
+_spicebridge_files() {
+    local head=$1 start=$2 file
+    while IFS= read -r file; do
+        # a comma is written twice within a specification
+        [[ ${4-} ]] && file=${file//,/,,}
+        COMPREPLY+=("$head$file")
+    done < <(compgen "$3" -- "$start")
+    compopt -o filenames 2>/dev/null
+}
+
+# Completes the specification $2, with $1 before it
+_spicebridge_spec() {
+    local head=$1 spec=$2 bare item key value used
+    local ends='unixsocket tcp pipe stdio exec pty fd'
+    bare=${spec//,,/..}  # as long as before, with the separating commas only
+    bare=${bare%"${bare##*,}"}
+    item=${spec:${#bare}}
+    head+=${spec:0:${#bare}}
+    compopt -o nospace 2>/dev/null
+
+    if [[ $item == *=* ]]; then
+        key=${item%%=*} value=${item#*=}
+        head+=$key=
+        case $key in
+            channelid)
+                _spicebridge_offer "$head" "$value" port webdav usbredir smartcard ;;
+            mode)
+                _spicebridge_offer "$head" "$value" listen connect ;;
+            demux)
+                _spicebridge_offer "$head" "$value" off ;;
+            attach)
+                _spicebridge_offer "$head" "$value" demand always ;;
+            on-close)
+                _spicebridge_offer "$head" "$value" eof keep ;;
+            unixsocket | pipe | pty)
+                _spicebridge_files "$head" "${value//,,/,}" -f spec ;;
+            exec)
+                _spicebridge_files "$head" "${value//,,/,}" -c spec ;;
+        esac
+        return
+    fi
+
+    used=,${spec:0:${#bare}}
+    used=${used//,,/..}
+    for key in channelid= instance= port= unixsocket= tcp= pipe= stdio exec= pty fd= \
+        mode= demux= attach= perm= on-close= linger=; do
+        [[ $used == *,"${key%=}"[=,]* ]] && continue
+        if [[ " $ends " == *" ${key%=} "* && $used =~ ,(${ends// /|})[=,] ]]; then
+            continue  # there is a local end already
+        fi
+        _spicebridge_offer "$head" "$item" "$key"
+    done
+}
+
+# Completes a value of option $1; $2 stands before it, $3 is what there is of it
+_spicebridge_value() {
+    case $1 in
+        --custom-channel) _spicebridge_spec "$2" "$3" ;;
+        --log-format) _spicebridge_offer "$2" "$3" text json ;;
+        --password-file) _spicebridge_files "$2" "$3" -f ;;
+        --listen)
+            if [[ $3 == unix:* ]]; then
+                _spicebridge_files "$2unix:" "${3#unix:}" -f
+            else
+                _spicebridge_offer "$2" "$3" unix: 127.0.0.1:
+            fi
+            ;;
+    esac
+}
+
+_spicebridge() {
+    local words cur quote='' command=bridge option='' uri='' i
+    local with_value=' --custom-channel --password-file --ready-fd --log-format --listen '
+    local -A options=(
+        [bridge]='--custom-channel --password-file --ready-fd --log-format
+            -v --verbose -q --quiet --version --help'
+        [list]='--json --password-file --log-format -v --verbose -q --quiet --help'
+        [serve]='--custom-channel --listen --password-file --ready-fd --log-format
+            -v --verbose -q --quiet --help'
+        [demo]='--keep --help'
+    )
+    COMPREPLY=()
+    _spicebridge_words
+    cur=${words[-1]}
+    if [[ $cur == [\'\"]* ]]; then
+        quote=${cur:0:1} cur=${cur:1}
+    fi
+
+    # the command is the first word that is neither an option nor the value of one
+    for ((i = 1; i < ${#words[@]} - 1; i++)); do
+        if [[ $option ]]; then
+            option=''
+        elif [[ $with_value == *" ${words[i]} "* ]]; then
+            option=${words[i]}
+        elif [[ ${words[i]} != -* ]]; then
+            if [[ -z $uri && $command == bridge && ${words[i]} == @(list|serve|demo) ]]; then
+                command=${words[i]}
+            else
+                uri=${words[i]}
+            fi
+        fi
+    done
+
+    if [[ $option ]]; then
+        _spicebridge_value "$option" '' "$cur"
+    elif [[ $cur == --*=* ]]; then
+        _spicebridge_value "${cur%%=*}" "${cur%%=*}=" "${cur#*=}"
+    elif [[ $cur == -* ]]; then
+        # shellcheck disable=SC2086
+        _spicebridge_offer '' "$cur" ${options[$command]}
+    elif [[ -z $uri && $command == @(bridge|list) ]]; then
+        if [[ $cur == spice+unix://* ]]; then
+            _spicebridge_files spice+unix:// "${cur#spice+unix://}" -f
+        else
+            [[ $command == bridge ]] && _spicebridge_offer '' "$cur" list serve demo
+            _spicebridge_offer '' "$cur" spice:// spice+unix:///
+        fi
+    fi
+
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=:/] ]]; then
+        compopt -o nospace 2>/dev/null
+    fi
+    # readline replaces only what stands behind the last = or :
+    local breaks="${COMP_WORDBREAKS//[^=:]/}"
+    if [[ $breaks && -z $quote && $cur == *[$breaks]* ]]; then
+        local head=${cur%"${cur##*[$breaks]}"}
+        COMPREPLY=("${COMPREPLY[@]#"$head"}")
+    fi
+}
+
+complete -F _spicebridge spicebridge

@@ -1,0 +1,171 @@
+# fish completion for spicebridge(1)
+
+# Prints the command on the line, else "bridge" once there is a URI, else "none"
+function __spicebridge_command
+    set -l option
+    for word in (commandline -opc)[2..-1]
+        if set -q option[1]
+            set -e option
+            continue
+        end
+        switch $word
+            case --custom-channel --password-file --ready-fd --log-format --listen
+                set option $word
+            case '-*'
+            case list serve demo
+                echo $word
+                return
+            case '*'
+                echo bridge
+                return
+        end
+    end
+    echo none
+end
+
+function __spicebridge_is
+    contains -- (__spicebridge_command) $argv
+end
+
+# Whether there is no URI on the line yet
+function __spicebridge_no_uri
+    set -l option
+    for word in (commandline -opc)[2..-1]
+        if set -q option[1]
+            set -e option
+            continue
+        end
+        switch $word
+            case --custom-channel --password-file --ready-fd --log-format --listen
+                set option $word
+            case '-*' list
+            case '*'
+                return 1
+        end
+    end
+end
+
+# Files that begin with the second argument, with the first one before each
+function __spicebridge_files -a head start
+    for file in (complete -C "'' "(string escape -- $start))
+        set -l path (string split -m 1 \t -- $file)[1]
+        echo $head(string replace -a , ,, -- $path)
+    end
+end
+
+# Completes one value of --custom-channel: key=value,key=value...
+function __spicebridge_spec
+    set -l spec (string replace -r '^--custom-channel=' '' -- (commandline -ct | string unescape))
+    # two commas are one of a value
+    set -l parts (string replace -a ,, \x01 -- "$spec" | string split ,)
+    set -l item (string replace -a \x01 , -- "$parts[-1]")
+    set -e parts[-1]
+    set -l head ''
+    for part in $parts
+        set head $head(string replace -a \x01 ,, -- $part),
+    end
+
+    if string match -q '*=*' -- $item
+        set -l pair (string split -m 1 = -- $item)
+        set head $head$pair[1]=
+        set -l values
+        switch $pair[1]
+            case channelid
+                set values port webdav usbredir smartcard
+            case mode
+                set values listen connect
+            case demux
+                set values off
+            case attach
+                set values demand always
+            case on-close
+                set values eof keep
+            case unixsocket pipe pty
+                __spicebridge_files $head $pair[2]
+            case exec
+                for word in (complete -C $pair[2])
+                    echo $head(string split -m 1 \t -- $word)[1]
+                end
+        end
+        for value in $values
+            echo $head$value
+        end
+        return
+    end
+
+    set -l used (string replace -r '=.*' '' -- $parts)
+    set -l ends unixsocket tcp pipe stdio exec pty fd
+    set -l ended no
+    for key in $used
+        contains -- $key $ends; and set ended yes
+    end
+    for line in \
+        'channelid= channel type: 128 to 255, or a name' \
+        'instance= channel id within the type' \
+        'port= a port by its name' \
+        'unixsocket= local end: a Unix socket' \
+        'tcp= local end: a TCP port' \
+        'pipe= local end: the FIFOs PATH.in and PATH.out' \
+        'stdio local end: standard input and output' \
+        'exec= local end: a program' \
+        'pty local end: a pseudo-terminal' \
+        'fd= local end: a descriptor that is open both ways' \
+        'mode= listen or connect, for unixsocket and tcp' \
+        'demux= off for raw bytes' \
+        'attach= when to link the channel' \
+        'perm= mode of a created socket or FIFO' \
+        'on-close= what the guest\'s closing does' \
+        'linger= seconds of silence after end of file'
+        set -l pair (string split -m 1 ' ' -- $line)
+        set -l key (string trim -r -c = -- $pair[1])
+        contains -- $key $used; and continue
+        test $ended = yes; and contains -- $key $ends; and continue
+        printf '%s\t%s\n' $head$pair[1] $pair[2]
+    end
+end
+
+function __spicebridge_uri
+    set -l start (commandline -ct)
+    if string match -q 'spice+unix://*' -- $start
+        __spicebridge_files spice+unix:// (string replace 'spice+unix://' '' -- $start)
+    else
+        printf '%s\n' spice:// spice+unix:///
+    end
+end
+
+function __spicebridge_listen
+    set -l start (string replace -r '^--listen=' '' -- (commandline -ct))
+    if string match -q 'unix:*' -- $start
+        __spicebridge_files unix: (string replace 'unix:' '' -- $start)
+    else
+        printf '%s\n' unix: 127.0.0.1:
+    end
+end
+
+complete -c spicebridge -f
+complete -c spicebridge -n '__spicebridge_is none' -a list \
+    -d 'Show the channels that a server offers'
+complete -c spicebridge -n '__spicebridge_is none' -a serve -d 'Offer channels to SPICE clients'
+complete -c spicebridge -n '__spicebridge_is none' -a demo \
+    -d 'Run both in one process and show bytes going through'
+complete -c spicebridge -n '__spicebridge_is none list; and __spicebridge_no_uri' \
+    -a '(__spicebridge_uri)' -d URI
+
+complete -c spicebridge -n '__spicebridge_is none bridge serve' -l custom-channel -x \
+    -a '(__spicebridge_spec)' -d 'Bridge a channel'
+complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l password-file -r -F \
+    -d 'Read the password from the first line of a file'
+complete -c spicebridge -n '__spicebridge_is none bridge serve' -l ready-fd -x \
+    -d 'Tell this descriptor when everything exists'
+complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l log-format -x \
+    -a 'text json' -d 'How to log on stderr'
+complete -c spicebridge -n '__spicebridge_is none bridge list serve' -s v -l verbose -d 'Log more'
+complete -c spicebridge -n '__spicebridge_is none bridge list serve' -s q -l quiet \
+    -d 'Log nothing but errors'
+complete -c spicebridge -n '__spicebridge_is none bridge' -l version \
+    -d 'Show the version and exit'
+complete -c spicebridge -n '__spicebridge_is list' -l json -d 'Print JSON'
+complete -c spicebridge -n '__spicebridge_is serve' -l listen -x -a '(__spicebridge_listen)' \
+    -d 'Where SPICE clients connect'
+complete -c spicebridge -n '__spicebridge_is demo' -l keep -d 'Leave everything up to try it'
+complete -c spicebridge -l help -d 'Show the options and exit'

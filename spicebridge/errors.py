@@ -17,6 +17,9 @@ class SpicebridgeError(Exception):
     Args:
         problem: one line: what was tried and what was answered.
         hint: what to try next, or nothing where there is nothing to say.
+
+    Attributes:
+        logged: whether the log has told of it already, so that nobody tells it twice.
     """
 
     exit_code: ClassVar[int] = 1
@@ -25,6 +28,7 @@ class SpicebridgeError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+        self.logged = False
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.hint}" if self.hint else self.problem

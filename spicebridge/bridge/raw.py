@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import anyio
 from anyio.abc import TaskGroup
 
@@ -102,7 +100,7 @@ class RawBridge:
         try:
             await self._serve(application, session, channel)
         except SpicebridgeError as error:
-            self.status.event("error", str(error), logging.ERROR)
+            self.status.error(error)
         finally:
             self._application = None
             self._free.set()
@@ -146,7 +144,7 @@ class RawBridge:
             await application.aclose()
         except ApplicationError as error:
             self.failure = error
-            self.status.event("error", str(error), logging.ERROR)
+            self.status.error(error)
         finally:
             why = ended.value if ended and ended is not Ended.APPLICATION else ""
             self.status.application_went(application.name, dropped, why)

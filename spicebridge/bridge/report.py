@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from spicebridge.bridge.join import Traffic
+from spicebridge.errors import SpicebridgeError
 from spicebridge.transport.address import Address
 
 log = logging.getLogger("spicebridge")
@@ -19,11 +20,13 @@ class BridgeStatus:
 
     Attributes:
         name: what the log calls it.
+        end: its local end, as far as that tells more than the specification once it is open.
         state: what it is doing, in a word or two.
         traffic: bytes moved since it began.
     """
 
     name: str
+    end: str = ""
     state: str = "starting"
     traffic: Traffic = field(default_factory=Traffic)
     _before: Traffic = field(default_factory=Traffic)  # when the application came
@@ -43,6 +46,11 @@ class BridgeStatus:
             "fields": {"up": self.traffic.up, "down": self.traffic.down, **fields},
         }
         log.log(level, "%s", text, extra=extra)
+
+    def error(self, error: SpicebridgeError) -> None:
+        """Logs what went wrong here."""
+        error.logged = True
+        self.event("error", str(error), logging.ERROR, exit_code=error.exit_code)
 
     def application_came(self, name: str) -> None:
         """Logs that an application has the bridge now."""

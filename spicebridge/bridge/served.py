@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -144,7 +143,7 @@ class ServedBridge:
     async def _run_join(self, channel: Channel) -> Ended:
         application = self._application
         assert application is not None  # noqa: S101 - the caller waited for it
-        keep = self._spec.on_close == "keep"
+        keep = self._spec.on_close == "keep" or self._spec.attach == "always"
         self._join = Join(application, channel, self.status.traffic, keep=keep, detach=True)
         if self._stopping:
             self._join.stop()
@@ -168,7 +167,7 @@ class ServedBridge:
                 dropped = await drain_application(application)
             await application.aclose()
         except ApplicationError as error:
-            self.status.event("error", str(error), logging.ERROR)
+            self.status.error(error)
         finally:
             self._application = None
             self.status.application_went(application.name, dropped)
@@ -232,8 +231,9 @@ async def serve_bridges(
     bridges = [ServedBridge(spec) for spec in specs]
     endpoint = SpiceEndpoint(offers(specs, bridges), password)
     async with AsyncExitStack() as stack:
-        for spec in specs:
+        for bridge, spec in zip(bridges, specs, strict=True):
             await stack.enter_async_context(spec.endpoint)
+            bridge.status.end = spec.endpoint.name
         listener = stack.enter_context(await listen(address))
         with one_error():
             async with anyio.create_task_group() as tasks:

@@ -47,8 +47,9 @@ async def run_bridges(
     stop = stop or anyio.Event()
     bridges = [RawBridge(spec) for spec in specs]
     async with AsyncExitStack() as stack:
-        for spec in specs:
+        for bridge, spec in zip(bridges, specs, strict=True):
             await stack.enter_async_context(spec.endpoint)
+            bridge.status.end = spec.endpoint.name
         session = await stack.enter_async_context(open_session(address, password))
         channels = [await resolve(session, spec.channel) for spec in specs]
         _refuse_twice(channels)

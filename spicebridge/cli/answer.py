@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from io import StringIO
 
 from rich.console import Console, RenderableType
 
@@ -18,12 +17,12 @@ class OutputClosedError(SpicebridgeError):
 
 
 def print_answer(answer: RenderableType) -> None:
-    """Prints it: as wide as the terminal, or as it needs where there is none.
+    """Prints it.
 
     Raises:
         OutputClosedError: stdout has been closed.
     """
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False)
     with console.capture() as captured:
         console.print(answer, soft_wrap=True)
     write_answer(captured.get())
@@ -35,11 +34,14 @@ def write_answer(text: str) -> None:
     Raises:
         OutputClosedError: stdout has been closed.
     """
+    if sys.stdout is None:  # as Python has it when started with it closed
+        raise OutputClosedError("stdout is closed")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError as error:
         # what is still buffered must not fail once more when the interpreter ends
-        sys.stdout = StringIO()
-        os.close(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputClosedError("nobody reads stdout") from error
+    except OSError as error:
+        raise SpicebridgeError(f"writing to stdout: {error.strerror}") from error

@@ -263,7 +263,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except OutputClosedError as error:
         code = error.exit_code
     except SpicebridgeError as error:
-        code = _fail(str(error), error.exit_code)
+        code = error.exit_code if error.logged else _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code)

@@ -23,11 +23,10 @@ def given_password(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(VARIABLE) or None
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors="surrogateescape") as lines:
             password = lines.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UsageError(f"--password-file {file}: {reason}", "check the file") from error
+    except OSError as error:
+        raise UsageError(f"--password-file {file}: {error.strerror}", "check the file") from error
     if not password:
         raise UsageError(f"--password-file {file}: its first line is empty", "write it there")
     return password

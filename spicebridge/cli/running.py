@@ -30,14 +30,15 @@ async def run_until_signal(
         server: what the ready line says before the address: whether we listen there.
 
     Returns:
-        The exit code: 0, or 130 after SIGINT, as a shell expects it.
+        The exit code: 0, also after SIGTERM if all was drained; else 128 and the signal's number,
+        as a shell has it.
     """
     stop = anyio.Event()
     code = 0
 
     def ready(address: Address, bridges: Sequence[BridgeStatus]) -> None:
         tell_ready(ready_fd)
-        names = ", ".join(bridge.name for bridge in bridges)
+        names = ", ".join(f"{bridge.name} at {bridge.end}" for bridge in bridges)
         log.info(
             "ready: %s%s: %s",
             server,
@@ -48,6 +49,7 @@ async def run_until_signal(
                 "fields": {
                     "address": str(address),
                     "bridges": [bridge.name for bridge in bridges],
+                    "ends": [bridge.end for bridge in bridges],
                 },
             },
         )
@@ -59,6 +61,7 @@ async def run_until_signal(
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 if stop.is_set():
+                    code = 128 + number
                     tasks.cancel_scope.cancel()
                     return
                 code = 128 + number if number == signal.SIGINT else 0

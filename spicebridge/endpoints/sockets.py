@@ -42,14 +42,11 @@ class ListeningEndpoint(Endpoint):
         self._linger = _linger(address, linger)
         self._listener: Listener | None = None
 
-    @property
-    def address(self) -> Address:
-        """Where it listens; with port 0, the one that was taken."""
-        return self._listener.address if self._listener else self._address
-
     async def open(self) -> None:
         """Listens."""
         self._listener = await listen(self._address, self._perm)
+        if self._listener.address != self._address:  # port 0 was asked for
+            self.name = f"tcp={self._listener.address}"
 
     async def accept(self) -> Application:
         """The next connection."""

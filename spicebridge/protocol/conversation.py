@@ -31,6 +31,7 @@ from spicebridge.protocol.messages import (
     AckSync,
     Body,
     Event,
+    Ignored,
     Kind,
     Ping,
     Pong,
@@ -136,12 +137,8 @@ class Conversation:
             if end - position < header + needed:
                 break
             position += header
-            if kind.decode is None:
-                self._count_message()
-            else:
-                payload = view[position : position + needed]
-                body = Body(kind.name, payload, self._position + position)
-                self._take(kind.decode(body), items)
+            body = Body(kind.name, view[position : position + needed], self._position + position)
+            self._take(kind.decode(body) if kind.decode else Ignored(kind.name), items)
             position += needed
             self._skip_left = size - needed
         self._start = position

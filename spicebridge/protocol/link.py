@@ -127,13 +127,14 @@ def _decode_caps(
     name: str, body: bytes, fixed: int, common: int, channel: int, offset: int
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Reads both capability sets at `offset` of `body`, whose first `fixed` bytes are taken."""
-    if common > MAX_CAPS_WORDS or channel > MAX_CAPS_WORDS:
-        raise ProtocolError(
-            name,
-            _HEADER.size + fixed - 12,
-            f"at most {MAX_CAPS_WORDS} words of capabilities",
-            f"{max(common, channel)}",
-        )
+    for count, at in ((common, fixed - 12), (channel, fixed - 8)):
+        if count > MAX_CAPS_WORDS:
+            raise ProtocolError(
+                name,
+                _HEADER.size + at,
+                f"at most {MAX_CAPS_WORDS} words of capabilities",
+                f"{count}",
+            )
     if offset < fixed or offset + 4 * (common + channel) > len(body):
         raise ProtocolError(
             name,

@@ -70,7 +70,8 @@ class ServerLogin(Protocol):
 
 
 def _encode_password(password: str) -> bytes:
-    encoded = password.encode()
+    # as in the environment and in file names: bytes that are no UTF-8 stay what they are
+    encoded = password.encode(errors="surrogateescape")
     if len(encoded) > MAX_PASSWORD_LENGTH:
         raise UsageError(
             f"the password has {len(encoded)} bytes", f"SPICE takes {MAX_PASSWORD_LENGTH} at most"
@@ -108,7 +109,13 @@ class ClientTicket:
                 f"an RSA key of {TICKET_KEY_BITS} bits",
                 f"{type(key).__name__} of {getattr(key, 'key_size', '?')}",
             )
-        yield key.encrypt(self._password + b"\0", _oaep())
+        try:
+            ticket = key.encrypt(self._password + b"\0", _oaep())
+        except ValueError as error:
+            raise ProtocolError(
+                "SpiceLinkReply", _PUBKEY_OFFSET, "a key that encrypts", "one that does not"
+            ) from error
+        yield ticket
 
 
 class ServerTicket:

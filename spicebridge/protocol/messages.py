@@ -143,6 +143,13 @@ class AttachChannels:
     """MAIN_ATTACH_CHANNELS: the client wants the list of channels."""
 
 
+@dataclass(frozen=True)
+class Ignored:
+    """A message that means nothing to us."""
+
+    name: str
+
+
 Event = (
     Migrate
     | SetAck
@@ -159,6 +166,7 @@ Event = (
     | Ack
     | Pong
     | AttachChannels
+    | Ignored
 )
 
 # Decoding

@@ -6,6 +6,7 @@ spice-client-glib take them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -49,26 +50,39 @@ def parse_uri(uri: str) -> Address:
     Raises:
         UsageError: saying what is wrong with it.
     """
+    shown = repr(_without_secrets(uri))
     try:
         parts = urlsplit(uri)
+    except ValueError as error:  # its text may repeat more of the URI than it should
+        raise UsageError(f"{shown} is no SPICE URI: check its brackets", _EXAMPLE) from error
+    try:
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"{uri!r} is no SPICE URI: {error}", _EXAMPLE) from error
+        raise UsageError(
+            f"{shown} is no SPICE URI: a port is a number up to {_MAX_PORT}", _EXAMPLE
+        ) from error
+    if "\0" in unquote(uri):
+        raise UsageError(f"{shown} is no SPICE URI: it has a NUL", _EXAMPLE)
     if parts.query or parts.fragment:
-        raise UsageError(f"{uri!r} is no SPICE URI: '?' and '#' are not understood", _EXAMPLE)
+        raise UsageError(f"{shown} is no SPICE URI: '?' and '#' are not understood", _EXAMPLE)
     if parts.scheme == "spice+unix":
         if parts.netloc or not parts.path.startswith("/"):
-            raise UsageError(f"{uri!r} names no absolute path", "write spice+unix:///PATH")
+            raise UsageError(f"{shown} names no absolute path", "write spice+unix:///PATH")
         return UnixAddress(unquote(parts.path))
     if parts.scheme != "spice":
-        raise UsageError(f"{uri!r} is no SPICE URI", _EXAMPLE)
+        raise UsageError(f"{shown} is no SPICE URI", _EXAMPLE)
     if not parts.hostname:
-        raise UsageError(f"{uri!r} names no host", _EXAMPLE)
+        raise UsageError(f"{shown} names no host", _EXAMPLE)
     if not port:
-        raise UsageError(f"{uri!r} names no port", "write spice://HOST:PORT")
+        raise UsageError(f"{shown} names no port", "write spice://HOST:PORT")
     if parts.path not in {"", "/"} or parts.username is not None:
-        raise UsageError(f"{uri!r} has more than a host and a port", _EXAMPLE)
+        raise UsageError(f"{shown} has more than a host and a port", _EXAMPLE)
     return TcpAddress(unquote(parts.hostname), port)
+
+
+def _without_secrets(uri: str) -> str:
+    """What of a URI may be repeated: not what people write behind ``?`` or before ``@``."""
+    return re.sub(r"//[^/]*@", "//", uri.partition("?")[0])
 
 
 def parse_host_port(text: str) -> TcpAddress:
@@ -82,6 +96,7 @@ def parse_host_port(text: str) -> TcpAddress:
         host = host[1:-1]
     elif ":" in host:
         raise UsageError(f"{text!r} is not HOST:PORT", "write an IPv6 address as [ADDRESS]:PORT")
-    if not colon or not digits.isascii() or not digits.isdigit() or int(digits) > _MAX_PORT:
+    number = int(digits) if re.fullmatch("[0-9]{1,5}", digits) else _MAX_PORT + 1
+    if not colon or number > _MAX_PORT:
         raise UsageError(f"{text!r} is not HOST:PORT", f"PORT is a number up to {_MAX_PORT}")
-    return TcpAddress(host or "127.0.0.1", int(digits))
+    return TcpAddress(host or "127.0.0.1", number)

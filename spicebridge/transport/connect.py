@@ -68,13 +68,16 @@ async def _connect_unix(address: UnixAddress) -> socket.socket:
 async def _connect_tcp(address: TcpAddress) -> socket.socket:
     try:
         found = await anyio.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConnectError(
-            f"looking up {address.host}: {error.strerror}", "check the host name"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "that is no host name"
+        raise ConnectError(f"looking up {address.host}: {reason}", "check the host name") from error
     failure: OSError | None = None
     for family, kind, protocol, _, sockaddr in found:
-        sock = socket.socket(family, kind, protocol)
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # the kernel was built without this family
+            failure = error
+            continue
         sock.setblocking(False)
         try:
             await _connect_one(sock, sockaddr)

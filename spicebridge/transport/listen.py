@@ -99,7 +99,7 @@ async def _listen_tcp(address: TcpAddress) -> socket.socket:
         )
         family, kind, protocol, _, sockaddr = found[0]
         sock = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise _cannot(address, error, "check the host name") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,8 +140,9 @@ _UNIX_HINTS: Final = {
 }
 
 
-def _cannot(address: Address, error: OSError, hint: str) -> EndpointError:
-    return EndpointError(f"cannot listen on {address}: {error.strerror or error}", hint)
+def _cannot(address: Address, error: OSError | UnicodeError, hint: str) -> EndpointError:
+    reason = (error.strerror or error) if isinstance(error, OSError) else "that is no host name"
+    return EndpointError(f"cannot listen on {address}: {reason}", hint)
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:

@@ -116,7 +116,8 @@ class Stream:
 
     def interrupt(self) -> None:
         """Wakes whoever waits in `readable`."""
-        anyio.notify_closing(self._reader)
+        if not self._closed:
+            anyio.notify_closing(self._reader)
 
     def hung_up(self) -> bool:
         """Whether the peer takes nothing more: it has closed both ways, not only its sending."""
@@ -186,3 +187,5 @@ class Stream:
             if not self._ended:
                 anyio.notify_closing(self._writer)
             self._close()
+            # the kernel may give the numbers to somebody else at once
+            self._reader = self._writer = -1

@@ -1,0 +1,360 @@
+"""spicebridge(1) says what the code does: no more, no less."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from spicebridge import SpicebridgeError, parse_host_port, parse_uri
+from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
+from spicebridge.channel import CLOSE_TIMEOUT
+from spicebridge.cli.answer import OutputClosedError
+from spicebridge.cli.app import app
+from spicebridge.cli.listing import Row
+from spicebridge.cli.log import LogFormat
+from spicebridge.cli.options import URI_VARIABLE
+from spicebridge.cli.password import VARIABLE as PASSWORD_VARIABLE
+from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS, parse_custom_channel
+from spicebridge.client.session import BUSY_TIMEOUT
+from spicebridge.endpoints.process import EXIT_TIMEOUT
+from spicebridge.endpoints.sockets import TCP_LINGER
+from spicebridge.endpoints.stdio import STDIO_LINGER
+from spicebridge.transport.address import DEFAULT_URI
+from spicebridge.transport.connect import CONNECT_TIMEOUT
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "man" / "spicebridge.1"
+SPECIFICATION = "THE --custom-channel SPECIFICATION"
+PATIENCE = 60.0
+
+
+def _source() -> list[str]:
+    return PAGE.read_text(encoding="utf-8").splitlines()
+
+
+def _section(title: str) -> list[str]:
+    """The lines of a section, as they are in the source."""
+    lines = _source()
+    begin = lines.index(f".Sh {title}") + 1
+    ends = [index for index, line in enumerate(lines) if line.startswith(".Sh ")]
+    return lines[begin : min((index for index in ends if index > begin), default=len(lines))]
+
+
+def _plain(text: str) -> str:
+    """Text without the escapes of roff."""
+    for escape, char in ((r"\-", "-"), (r"\(aq", "'"), (r"\&", ""), (r"\e", "\\")):
+        text = text.replace(escape, char)
+    assert not re.search(r"\\[(a-z]", text) or "\\n" in text, text
+    return text
+
+
+def _macro(line: str) -> list[str]:
+    return _plain(line).split()
+
+
+def _prose(title: str) -> str:
+    """A section as a reader has it, in one line."""
+    macros = r"^\.(?:\w+)(?: |$)"
+    words = [re.sub(macros, "", line) for line in _section(title)]
+    inner = r"\b(?:Ar|Cm|Dv|Ev|Fl|Li|Ns|Pa|Pq|Ta) "
+    return re.sub(r"\s+", " ", re.sub(inner, "", _plain(" ".join(words))))
+
+
+def _items(title: str) -> dict[str, list[str]]:
+    """The lines under each item of a section's list, by the second word of its .It."""
+    items: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in _section(title):
+        if line.startswith(".It "):
+            current = items.setdefault(_macro(line)[2], [])
+        elif line.startswith(".El"):
+            current = []
+        current.append(line)
+    return items
+
+
+def _commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)
+    return {**group.commands, "": group}
+
+
+def _options() -> dict[str, set[str]]:
+    """The options of each command, --help apart."""
+    return {
+        name: {
+            option
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+            for option in parameter.opts
+        }
+        for name, command in _commands().items()
+    }
+
+
+def _errors(kind: type[SpicebridgeError] = SpicebridgeError) -> Iterator[type[SpicebridgeError]]:
+    """The exceptions of errors.py; those derived from them elsewhere have their codes."""
+    if kind.__module__ == "spicebridge.errors":
+        yield kind
+    for each in kind.__subclasses__():
+        yield from _errors(each)
+
+
+# The page itself
+
+
+def test_mandoc_finds_nothing_to_say() -> None:
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "all", PAGE],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    # other manuals may or may not be installed here
+    said = [
+        line
+        for line in (done.stdout + done.stderr).splitlines()
+        if "referenced manual not found" not in line and "mandoc.db" not in line
+    ]
+    assert said == []
+
+
+def test_it_has_the_sections_that_users_look_for() -> None:
+    titles = [line.removeprefix(".Sh ") for line in _source() if line.startswith(".Sh ")]
+    assert titles == [
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "OPTIONS",
+        SPECIFICATION,
+        "COMMANDS",
+        "CLOSING AND SIGNALS",
+        "LOG",
+        "ENVIRONMENT",
+        "EXIT STATUS",
+        "EXAMPLES",
+        "SEE ALSO",
+        "CAVEATS",
+    ]
+
+
+# Options and commands
+
+
+def _flags(lines: list[str]) -> set[str]:
+    """The options that .Fl macros name; -qv are two."""
+    flags: set[str] = set()
+    for line in lines:
+        if not line.startswith((".Fl ", ".It Fl ", ".Op Fl ")):
+            continue
+        words = _macro(line.removeprefix("."))
+        for word in words[words.index("Fl") + 1 :]:
+            if word in {"Ar", "Cm"}:
+                break
+            if word.startswith("-"):
+                flags.add(f"-{word}")
+            elif word.isalpha() and word.islower():
+                flags.update(f"-{letter}" for letter in word)
+    return flags
+
+
+def test_the_options_described_are_those_of_the_code() -> None:
+    everything = set().union(*_options().values(), {"--help"})
+    assert _flags([line for line in _section("OPTIONS") if line.startswith(".It")]) == everything
+    assert _flags(_source()) == everything
+
+
+@pytest.mark.parametrize("name", ["bridge", "list", "serve", "demo"])
+def test_the_synopsis_of_each_command_has_its_options(name: str) -> None:
+    text = "\n".join(_section("SYNOPSIS"))
+    forms = dict(zip(["bridge", "list", "serve", "demo"], text.split(".Nm\n")[1:5], strict=True))
+    assert name == "bridge" or forms[name].startswith(f".Cm {name}\n")
+    short_for = {"--verbose", "--quiet"}
+    assert _flags(forms[name].splitlines()) == _options()[name] - short_for
+
+
+def test_the_commands_described_are_those_of_the_code() -> None:
+    visible = {name for name, command in _commands().items() if name and not command.hidden}
+    assert set(_items("COMMANDS")) == visible
+
+
+def test_every_log_format_is_described() -> None:
+    lines = _items("OPTIONS")["-log-format"]
+    formats = {word for line in lines if line.startswith(".Cm") for word in _macro(line)[1:2]}
+    assert formats == {each.value for each in LogFormat}
+
+
+def test_defaults_and_limits_are_those_of_the_code() -> None:
+    assert DEFAULT_URI in _prose("DESCRIPTION")
+    (listen,) = (each for each in _commands()["serve"].params if each.name == "listen")
+    assert f"The default is {listen.default}." in _prose("OPTIONS")
+    assert STDIO_LINGER == TCP_LINGER
+    assert f"The default is {STDIO_LINGER:g} for stdio and tcp" in _prose(SPECIFICATION)
+    closing = _prose("CLOSING AND SIGNALS")
+    assert f"for {CLOSE_TIMEOUT:g} seconds at most" in closing
+    assert f"has not exited after {EXIT_TIMEOUT:g} seconds" in closing
+    assert f"After {DRAIN_TIMEOUT:g} seconds, what has not arrived is given up" in closing
+    caveats = _prose("CAVEATS")
+    assert f"tried again for {BUSY_TIMEOUT:g} seconds" in caveats
+    assert f"may take {CONNECT_TIMEOUT:g} seconds" in caveats
+
+
+# The specification
+
+
+def test_the_keys_described_are_those_of_the_code_in_their_order() -> None:
+    assert list(_items(SPECIFICATION)) == list(KEYS)
+
+
+def test_only_bare_keys_are_described_without_a_value() -> None:
+    forms = {_macro(line)[2]: _macro(line)[3:] for line in _section(SPECIFICATION) if ".It" in line}
+    assert {key for key, form in forms.items() if form[:3] != ["Ns", "=", "Ns"]} == BARE
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_the_values_described_are_those_of_the_code(key: str) -> None:
+    text = " ".join(_items(SPECIFICATION)[key])
+    heading = next(
+        line for line in map(_plain, _section(SPECIFICATION)) if line.startswith(f".It Cm {key} ")
+    )
+    words = set(re.findall(r"[a-z]+(?:-[a-z]+)*", f"{heading} {_plain(text)}"))
+    assert set(CHOICES[key]) <= words
+
+
+def test_the_local_ends_are_named() -> None:
+    assert f"{', '.join(ENDS[:-1])} or {ENDS[-1]}" in _prose(SPECIFICATION).replace(" ,", ",")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_has_an_example_that_can_be_taken(key: str) -> None:
+    examples = [
+        _plain(line.removeprefix(".Dl "))
+        for line in _items(SPECIFICATION)[key]
+        if line.startswith(".Dl ")
+    ]
+    assert len(examples) == 1
+    assert re.search(rf"(?:^|,){key}(?:=|,|$)", examples[0])
+    parse_custom_channel(examples[0])
+
+
+# The log
+
+
+def _logged() -> dict[str, set[str]]:
+    """The events in the code, each with the fields that only it has."""
+    events: dict[str, set[str]] = {}
+    for path in (ROOT / "spicebridge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "event"
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                fields = {each.arg for each in node.keywords if each.arg}
+                events.setdefault(str(node.args[0].value), set()).update(fields)
+            if isinstance(node, ast.Dict):
+                entries = {
+                    key.value: value
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if isinstance(key, ast.Constant)
+                }
+                name, more = entries.get("event"), entries.get("fields")
+                if isinstance(name, ast.Constant) and isinstance(more, ast.Dict):
+                    keys = {str(key.value) for key in more.keys if isinstance(key, ast.Constant)}
+                    events.setdefault(str(name.value), set()).update(keys)
+    return events
+
+
+def test_the_events_described_are_those_of_the_code_with_their_fields() -> None:
+    described = {
+        event: {_macro(line)[1] for line in lines if line.startswith(".Li ")}
+        for event, lines in _items("LOG").items()
+    }
+    # a record without an event of its own is a "log"
+    assert described == {**_logged(), "log": set()}
+
+
+def test_the_members_of_a_channel_in_json_are_described() -> None:
+    lines = _items("COMMANDS")["list"]
+    members = [_macro(line)[1] for line in lines if line.startswith(".Li ")]
+    assert members == list(Row.__dataclass_fields__)
+
+
+# Environment and exit status
+
+
+def test_the_environment_described_is_that_of_the_code() -> None:
+    described = set(_items("ENVIRONMENT"))
+    assert described == {URI_VARIABLE, PASSWORD_VARIABLE}
+    mentioned = set(re.findall(r"SPICEBRIDGE_[A-Z]+", "\n".join(_source())))
+    assert mentioned == described
+
+
+def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
+    rows = [
+        [cell.strip() for cell in line.removeprefix(".It ").split("Ta")[:2]]
+        for line in _section("EXIT STATUS")
+        if re.match(r"\.It \d", line)
+    ]
+    table = [(int(code), name.removeprefix("Li ")) for code, name in rows]
+    errors = sorted((error.exit_code, error.__name__) for error in _errors())
+    closed = (OutputClosedError.exit_code, OutputClosedError.__name__)
+    assert table == sorted([(0, ""), *errors, (130, ""), closed])
+
+
+# The examples
+
+
+_SERVICE = "ExecStart=/usr/bin/"
+
+
+def _examples_text() -> str:
+    return _plain("\n".join(_section("EXAMPLES"))).replace("\\\n", " ")
+
+
+def _examples() -> list[list[str]]:
+    """The words of every spicebridge command in the examples."""
+    found: list[list[str]] = []
+    for line in _examples_text().splitlines():
+        if not re.match(rf" *(?:{_SERVICE})?spicebridge ", line):
+            continue
+        # descriptors are redirected, and pipes begin, behind the arguments
+        without_fds = re.sub(r"\d(?=[<>])", "", line.replace(_SERVICE, ""))
+        lexer = shlex.shlex(without_fds, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        found.append(list(takewhile(lambda word: not set(word) & set("<>|&;"), lexer))[1:])
+    return found
+
+
+def test_the_examples_show_every_kind_of_use() -> None:
+    commands = _examples()
+    text = " ".join(word for words in commands for word in words)
+    assert len(commands) == len(re.findall(r"\bspicebridge (?!on|of)", _examples_text()))
+    for each in ("list", "serve", "stdio", "pty=", "unixsocket=", "usbredir", "--ready-fd"):
+        assert each in text
+
+
+@pytest.mark.parametrize("words", _examples(), ids=lambda words: words[0])
+def test_each_example_can_be_taken(words: list[str]) -> None:
+    """Options and arguments are known, and every value can be read."""
+    group: Any = typer.main.get_command(app)
+    parsed = group.make_context("spicebridge", list(words))
+    name, command, rest = group.resolve_command(parsed, [*parsed._protected_args, *parsed.args])
+    given = command.make_context(name, rest).params
+    for spec in given.get("custom_channel") or []:
+        parse_custom_channel(spec)
+    if given.get("uri") and not given["uri"].startswith("$"):
+        parse_uri(given["uri"])
+    if given.get("listen"):
+        parse_host_port(given["listen"])
+    assert name != "bridge" or given["custom_channel"]
