@@ -163,10 +163,11 @@ class Channel:
         """
         async with self._sending:
             control = self._conversation.control
-            message = self._conversation.data_message(count)
             try:
                 if control:
                     await self._write_control()
+                self._refuse_unusable()
+                message = self._conversation.data_message(count)
                 self._torn = True
                 await self._stream.write_all([message])
                 self._torn = False
@@ -191,13 +192,21 @@ class Channel:
         Raises:
             ChannelClosedError: the peer takes nothing more.
         """
+        self._refuse_unusable()
         self._conversation.send(message_type, payload)
         await self.flush()
 
     async def flush(self) -> None:
-        """Sends our answers that still wait. When cancelled, the rest goes before what follows."""
+        """Sends our answers that still wait, if the peer takes any.
+
+        When cancelled, the rest goes before what follows.
+        """
         async with self._sending:
             await self._write_control()
+
+    def _refuse_unusable(self) -> None:
+        if not self.usable:
+            raise ChannelClosedError(f"nothing more can be sent on {self.name}")
 
     async def _write_control(self) -> None:
         control = self._conversation.control
@@ -209,9 +218,10 @@ class Channel:
         """Sends what the kernel takes of our answers; returns False if it takes nothing now."""
         control = self._conversation.control
         try:
-            written = len(control) if self._torn else self._stream.write_nowait([control])
-        except OSError as error:
-            raise self._broken(error) from error
+            written = self._stream.write_nowait([control]) if self.usable else len(control)
+        except OSError:  # it has gone, but what it sent before still waits to be read
+            self._ended = True
+            written = len(control)
         del control[: written or 0]
         return written is not None
 

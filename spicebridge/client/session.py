@@ -112,17 +112,17 @@ class Session:
             raise ChannelNotFoundError(
                 f"{self.address} does not offer {channel.name}", f"it offers {offered}"
             )
-        busy: SpicebridgeError | None = None
-        with anyio.move_on_after(BUSY_TIMEOUT):
-            while True:
-                try:
-                    return await self._link(channel)
-                except (ChannelBusyError, ChannelClosedError) as error:
-                    busy = error
-                    await anyio.sleep(_BUSY_PAUSE)
-        raise ChannelBusyError(
-            f"{channel.name} at {self.address} is in use by another client", "close that client"
-        ) from busy
+        deadline = anyio.current_time() + BUSY_TIMEOUT
+        while True:
+            try:
+                return await self._link(channel)
+            except (ChannelBusyError, ChannelClosedError) as error:
+                if anyio.current_time() >= deadline:
+                    raise ChannelBusyError(
+                        f"{channel.name} at {self.address} is in use by another client",
+                        "close that client",
+                    ) from error
+            await anyio.sleep(_BUSY_PAUSE)
 
     async def _link(self, channel: ChannelInfo) -> Channel:
         request = LinkRequest(
@@ -132,6 +132,9 @@ class Session:
             linked = await link(self.address, request, self._logins, guard)
             try:
                 await self._greeting(linked)
+            except SpicebridgeError as error:
+                linked.abort()
+                raise error.at(self.address) from error.__cause__
             except BaseException:
                 linked.abort()
                 raise
@@ -148,7 +151,7 @@ class Session:
         kind = channel.linked.request.channel_type
         named = has_port_events(kind)
         if kind in {ChannelType.PORT, ChannelType.WEBDAV}:
-            async with time_limit(f"waiting for the name of {channel.name} at {self.address}"):
+            async with time_limit(f"waiting for the name of {channel.name}"):
                 await self._first_word(channel, named=True)
         else:  # no server need say anything here
             with anyio.move_on_after(_QUIET_CHANNEL):
@@ -202,13 +205,13 @@ class Session:
                         )
                     )
                     if not self.channels:
-                        raise ChannelNotFoundError(f"{self.address} offers no channels")
+                        raise ChannelNotFoundError("the server offers no channels")
 
     async def _receive(self) -> list[Event]:
         items = await self._main.receive()
         if items is None:
             raise SessionLostError(
-                f"{self.address} ended the session",
+                "the server ended the session",
                 "has another client taken it over, or the server stopped?",
             )
         events = [each for each in items if not isinstance(each, memoryview)]
@@ -235,8 +238,9 @@ class Session:
                 error
                 if isinstance(error, (SessionLostError, ProtocolError))
                 and not isinstance(error, ChannelClosedError)
-                else SessionLostError(f"{self.address} ended the session: {error}")
+                else SessionLostError(f"the session has ended: {error}")
             )
+            self.failure.at(self.address)
             self.lost.set()
 
 
@@ -260,8 +264,11 @@ async def open_session(address: Address, password: str = "") -> AsyncIterator[Se
         main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins, guard)
     session = Session(address, main, logins)
     try:
-        async with time_limit(f"opening a session at {address}"):
+        async with time_limit("waiting for the list of channels"):
             await session.begin()
+    except SpicebridgeError as error:
+        main.abort()
+        raise error.at(f"opening a session at {address}") from error.__cause__
     except BaseException:
         main.abort()
         raise

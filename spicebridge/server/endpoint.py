@@ -10,7 +10,6 @@ of silence, and several clients may be there at once, one for each channel.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,16 +23,8 @@ from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
 from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
 from spicebridge.protocol.login import ServerTicket, new_ticket_key, ticket_pubkey
-from spicebridge.protocol.messages import (
-    AttachChannels,
-    ChannelsList,
-    MainInit,
-    Ping,
-    Pong,
-    encode_channels_list,
-    encode_main_init,
-    encode_ping,
-)
+from spicebridge.protocol.messages import ChannelsList
+from spicebridge.server.session import ServedSession, new_ping
 from spicebridge.transport.connect import time_limit
 from spicebridge.transport.listen import Listener
 from spicebridge.transport.stream import Stream
@@ -42,17 +33,6 @@ log = logging.getLogger(__name__)
 
 LOGIN_TIMEOUT: Final = 10.0
 """Seconds that a client has to link and log in."""
-
-PING_EVERY: Final = 10.0
-"""Seconds between two pings on the main channel."""
-
-PONG_TIMEOUT: Final = 30.0
-"""Seconds after which a client that owes a PONG is disconnected, as by libspice-server."""
-
-SESSION_GRACE: Final = 2.0
-"""Seconds that the channels of a session have to end by themselves after its main channel."""
-
-_MAX_SESSION_ID: Final = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +62,7 @@ class SpiceEndpoint:
     def __init__(self, offers: Sequence[Offer], password: str | None = None) -> None:
         self._offers = {(offer.type, offer.id): offer for offer in offers}
         self._password = password
-        self._sessions: dict[int, set[anyio.CancelScope]] = {}  # the scopes of its channels
+        self._sessions: dict[int, ServedSession] = {}
         self._linked: set[tuple[int, int]] = set()
         self._unlinked = anyio.Event()
         self._logins: list[ServerTicket] = []
@@ -179,67 +159,17 @@ class SpiceEndpoint:
     # Channels
 
     async def _main(self, channel: Channel, peer: str) -> None:
-        """A session: its main channel, for as long as the client answers."""
-        session_id = secrets.randbelow(_MAX_SESSION_ID) + 1
-        log.info("%s has opened a session", peer)
-        ponged = anyio.Event()
-
-        async def ping() -> None:
-            nonlocal ponged
-            number = 0
-            while True:
-                number += 1
-                ponged = anyio.Event()
-                timestamp = int(anyio.current_time() * 1e6)
-                await channel.send_message(Msg.PING, encode_ping(Ping(number, timestamp)))
-                with anyio.move_on_after(PONG_TIMEOUT) as waiting:
-                    await ponged.wait()
-                if waiting.cancelled_caught:
-                    log.warning("%s does not answer pings: disconnected", peer)
-                    tasks.cancel_scope.cancel()
-                    return
-                await anyio.sleep(PING_EVERY)
-
-        self._sessions[session_id] = set()
+        session = ServedSession(channel, peer, ChannelsList(tuple(self._offers)))
+        self._sessions[session.id] = session
         try:
-            async with anyio.create_task_group() as tasks:
-                await channel.send_message(Msg.MAIN_INIT, encode_main_init(MainInit(session_id)))
-                tasks.start_soon(ping)
-                while (items := await channel.receive()) is not None:
-                    for item in items:
-                        if isinstance(item, AttachChannels):
-                            offered = ChannelsList(tuple(self._offers))
-                            await channel.send_message(
-                                Msg.MAIN_CHANNELS_LIST, encode_channels_list(offered)
-                            )
-                        elif isinstance(item, Pong):
-                            ponged.set()
-                        else:
-                            log.debug("%s: main: %s", peer, item)
-                tasks.cancel_scope.cancel()
-                # what the client sent on other channels before it went is still on its way
-                await self._until_unlinked(session_id)
+            await session.run()
         finally:
-            for scope in self._sessions.pop(session_id):
-                scope.cancel()
-        log.info("%s has ended its session", peer)
+            del self._sessions[session.id]
 
     async def _other(self, channel: Channel, offer: Offer) -> None:
-        timestamp = int(anyio.current_time() * 1e6)
         # tells the client that it has the channel, which a link result of 0 does not
-        await channel.send_message(Msg.PING, encode_ping(Ping(1, timestamp)))
-        scopes = self._sessions.get(channel.linked.request.connection_id)
-        if scopes is None:  # the session has ended meanwhile
-            return
-        with anyio.CancelScope() as scope:
-            scopes.add(scope)
-            try:
+        await channel.send_message(Msg.PING, new_ping(1))
+        session = self._sessions.get(channel.linked.request.connection_id)
+        if session is not None:  # otherwise it has ended meanwhile
+            with session.holding():
                 await offer.serve(channel)
-            finally:
-                scopes.discard(scope)
-
-    async def _until_unlinked(self, session_id: int) -> None:
-        """Gives the channels of a session that has ended a moment to come to their own end."""
-        with anyio.move_on_after(SESSION_GRACE):
-            while self._sessions[session_id]:
-                await anyio.sleep(0.02)
