@@ -38,7 +38,7 @@ from spicebridge.errors import (
     one_error,
 )
 from spicebridge.protocol.constants import ChannelType, channel_type_name
-from spicebridge.protocol.messages import PortEvent, PortInit
+from spicebridge.protocol.events import PortEvent, PortInit
 from spicebridge.transport.address import (
     DEFAULT_URI,
     Address,

@@ -20,8 +20,8 @@ import anyio.lowlevel
 from spicebridge.errors import SessionLostError, SpicebridgeError
 from spicebridge.protocol.constants import Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
+from spicebridge.protocol.events import Event, PortInit
 from spicebridge.protocol.link import Linked
-from spicebridge.protocol.messages import Event, PortInit
 from spicebridge.transport.stream import Stream
 
 CLOSE_TIMEOUT = 2.0
@@ -247,9 +247,10 @@ class Channel:
     async def settle(self) -> None:
         """Waits, as a client, until the guest may be supposed to have taken our last DATA.
 
-        Another task receives meanwhile. Bounded by `SETTLE_LIMIT`.
+        Another task receives meanwhile. Bounded by `SETTLE_LIMIT`. A guest that has closed its port
+        takes nothing, however long one waits.
         """
-        if self._server:
+        if self._server or (self.port is not None and not self.port.opened):
             return
         with anyio.move_on_after(SETTLE_LIMIT):
             while (rest := self._active + SETTLE_TIME - anyio.current_time()) > 0:

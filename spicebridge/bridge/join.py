@@ -20,7 +20,7 @@ from spicebridge.channel import CLOSE_TIMEOUT, Channel, ChannelClosedError
 from spicebridge.endpoints.base import Application
 from spicebridge.errors import SpicebridgeError, one_error
 from spicebridge.protocol.constants import PortEventType
-from spicebridge.protocol.messages import Event, PortEvent, PortInit
+from spicebridge.protocol.events import Event, PortEvent, PortInit
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Join:
         """Carries bytes until one side has gone, and what was on its way then.
 
         Returns:
-            Which side it was. The application's sending side has been ended if the channel's has.
+            Which side it was. If it was not the application, the caller lets that go, too.
 
         Raises:
             ProtocolError: the peer broke the protocol.
@@ -138,7 +138,6 @@ class Join:
             except ChannelClosedError as error:
                 log.warning("%s", error)
                 self._end(Ended.CHANNEL_CLOSED)
-            self._end_application()
             # the application may still be sending; nobody is there to take it
             self._up_scope.cancel()
 
@@ -200,14 +199,6 @@ class Join:
             if self._application.ends_with_output:
                 self.stop()
         self._delivering = False
-
-    def _end_application(self) -> None:
-        if self._keep and self._detach and self._ended is Ended.CHANNEL_CLOSED:
-            return
-        try:
-            self._stream.end()
-        except OSError as error:
-            log.debug("%s: %s", self._application.name, error)
 
     # From the application to the channel
 
@@ -287,10 +278,11 @@ class Join:
                 silent += _LOOK_EVERY
 
 
-async def drain_application(application: Application) -> int:
-    """Reads what an application still sends once nobody takes it any more, until it closes.
+async def dismiss(application: Application) -> int:
+    """Lets an application go whose other side has gone: it reads end of file behind all the rest.
 
-    Closing at once could cost it what it has not read yet. Bounded by `CLOSE_TIMEOUT`.
+    What it still sends is read until it closes, as closing at once could cost it what it has not
+    read yet. Bounded by `CLOSE_TIMEOUT`.
 
     Returns:
         How many bytes that was.
@@ -299,6 +291,7 @@ async def drain_application(application: Application) -> int:
     dropped = 0
     with anyio.move_on_after(CLOSE_TIMEOUT):
         try:
+            application.stream.end()
             while count := await application.stream.read_into(scrap):
                 dropped += count
                 await anyio.lowlevel.checkpoint()

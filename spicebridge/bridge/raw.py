@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 from anyio.abc import TaskGroup
 
-from spicebridge.bridge.join import Ended, Join, drain_application
+from spicebridge.bridge.join import Ended, Join, dismiss
 from spicebridge.bridge.report import BridgeStatus
 from spicebridge.bridge.spec import BridgeSpec
 from spicebridge.channel import Channel
@@ -120,7 +120,7 @@ class RawBridge:
             if self._spec.attach == "demand" or not linked.usable or ended is Ended.CHANNEL_CLOSED:
                 await self._unlink()
             if ended in {Ended.PORT_CLOSED, Ended.CHANNEL_CLOSED}:
-                dropped = await drain_application(application)
+                dropped = await dismiss(application)
         finally:
             self.status.state = "waiting"
             await self._let_go(application, ended, dropped)

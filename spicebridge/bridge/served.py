@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import anyio
 
-from spicebridge.bridge.join import Ended, Join, drain_application
+from spicebridge.bridge.join import Ended, Join, dismiss
 from spicebridge.bridge.report import BridgeStatus, Ready
 from spicebridge.bridge.spec import BridgeSpec
 from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
@@ -15,13 +15,8 @@ from spicebridge.channel import Channel
 from spicebridge.endpoints.base import Application
 from spicebridge.errors import ApplicationError, UsageError, one_error
 from spicebridge.protocol.constants import Msg, PortEventType
-from spicebridge.protocol.messages import (
-    PortEvent,
-    PortInit,
-    encode_port_event,
-    encode_port_init,
-    has_port_events,
-)
+from spicebridge.protocol.events import PortEvent, PortInit
+from spicebridge.protocol.messages import encode_port_event, encode_port_init, has_port_events
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address
 from spicebridge.transport.listen import listen
@@ -164,7 +159,7 @@ class ServedBridge:
         dropped = 0
         try:
             if ended is Ended.CHANNEL_CLOSED:
-                dropped = await drain_application(application)
+                dropped = await dismiss(application)
             await application.aclose()
         except ApplicationError as error:
             self.status.error(error)

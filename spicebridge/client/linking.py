@@ -40,11 +40,13 @@ async def link(
     stream = await connect(address)
     try:
         exchange = Exchange(link_client(request, logins))
+        position = 0
         async with time_limit(f"linking {request.name} at {address}"):
             while not exchange.done:
                 if to_send := exchange.data_to_send():
                     await stream.write_all([memoryview(to_send)])
-                received = await _read(stream, exchange.needed)
+                received = await _read(stream, exchange.needed, position)
+                position += len(received)
                 guard.shield = True
                 exchange.receive_data(received)
         return Channel(stream, exchange.result)
@@ -62,13 +64,13 @@ async def link(
         raise
 
 
-async def _read(stream: Stream, count: int) -> bytes:
-    """Reads up to `count` bytes, at least one."""
+async def _read(stream: Stream, count: int, position: int) -> bytes:
+    """Reads up to `count` bytes, at least one; `position` says where they are in the stream."""
     buffer = bytearray(count)
     if not (received := await stream.read_into(memoryview(buffer))):
         raise ProtocolError(
-            "SpiceLinkReply",
-            0,
+            "link reply" if not position else "rest of the link",
+            position,
             f"{count} bytes",
             "a closed connection",
             "check that the port is that of a SPICE server",

@@ -21,9 +21,7 @@ from spicebridge.errors import (
     one_error,
 )
 from spicebridge.protocol.constants import ChannelType, MsgC, NotifySeverity, channel_type_name
-from spicebridge.protocol.link import LinkRequest, channel_caps
-from spicebridge.protocol.login import ClientLogin, ClientTicket
-from spicebridge.protocol.messages import (
+from spicebridge.protocol.events import (
     ChannelsList,
     Disconnecting,
     Event,
@@ -31,8 +29,10 @@ from spicebridge.protocol.messages import (
     Migrate,
     Notify,
     PortInit,
-    has_port_events,
 )
+from spicebridge.protocol.link import LinkRequest, channel_caps
+from spicebridge.protocol.login import ClientLogin, ClientTicket
+from spicebridge.protocol.messages import has_port_events
 from spicebridge.transport.address import Address
 from spicebridge.transport.connect import time_limit
 

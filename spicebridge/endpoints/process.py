@@ -55,11 +55,15 @@ class ProcessApplication(Application):
                 _signal_group(self._process.pid, force)
             status = await self._process.wait()
             await self._process.aclose()
+        if status == 0 or ended:
+            return
         if status > 0:
             raise ApplicationError(f"exec={self._command}: it exited with status {status}")
-        if status < 0 and not ended:
+        try:
             name = signal.Signals(-status).name
-            raise ApplicationError(f"exec={self._command}: it was killed by {name}")
+        except ValueError:  # a real-time signal
+            name = f"signal {-status}"
+        raise ApplicationError(f"exec={self._command}: it was killed by {name}")
 
 
 class ProcessEndpoint(Endpoint):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import termios
 from collections.abc import Callable
+from typing import Any
 
 from spicebridge.endpoints.base import Application, Endpoint
 from spicebridge.errors import EndpointError
@@ -41,14 +41,20 @@ class StdioEndpoint(Endpoint):
 
     async def accept(self) -> Application:
         """Takes stdin and stdout."""
+        opened: list[int] = []
         try:
-            reader = self._private(_STDIN, os.O_RDONLY)
-            writer = self._private(_STDOUT, os.O_WRONLY)
+            # both are looked at before one is opened: it could take the number of the other
+            kinds = [os.fstat(fd).st_mode for fd in (_STDIN, _STDOUT)]
+            opened.append(self._private(_STDIN, kinds[0], os.O_RDONLY))
+            opened.append(self._private(_STDOUT, kinds[1], os.O_WRONLY))
             if os.isatty(_STDIN):
                 self._quiet_terminal()
         except OSError as error:
+            for fd in opened:
+                os.close(fd)
             self.close()
             raise EndpointError(f"stdio: {error.strerror}", "is it closed?") from error
+        reader, writer = opened
         stream = Stream.of_pair(reader, writer)
         return Application(stream, "stdio", linger=self._linger, ends_with_output=True)
 
@@ -57,9 +63,8 @@ class StdioEndpoint(Endpoint):
         while self._restore:
             self._restore.pop()()
 
-    def _private(self, fd: int, mode: int) -> int:
+    def _private(self, fd: int, kind: int, mode: int) -> int:
         """A non-blocking descriptor for what `fd` is, which the caller closes."""
-        kind = os.fstat(fd).st_mode
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
             try:
                 return os.open(
@@ -74,9 +79,11 @@ class StdioEndpoint(Endpoint):
 
     def _quiet_terminal(self) -> None:
         """No echo, no line editing, keys as they are; Ctrl-C still ends us. As QEMU's stdio."""
-        before = termios.tcgetattr(_STDIN)
-        self._restore.append(lambda: termios.tcsetattr(_STDIN, termios.TCSADRAIN, before))
-        now = termios.tcgetattr(_STDIN)
+        try:
+            before, now = termios.tcgetattr(_STDIN), termios.tcgetattr(_STDIN)
+        except termios.error:  # it has gone; reading it will tell
+            return
+        self._restore.append(lambda: _set_terminal(before))
         now[0] &= ~(
             termios.IGNBRK
             | termios.BRKINT
@@ -90,5 +97,11 @@ class StdioEndpoint(Endpoint):
         now[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
         now[6][termios.VMIN] = 1
         now[6][termios.VTIME] = 0
-        sys.stdout.flush()
-        termios.tcsetattr(_STDIN, termios.TCSANOW, now)
+        _set_terminal(now)
+
+
+def _set_terminal(attributes: list[Any]) -> None:
+    try:
+        termios.tcsetattr(_STDIN, termios.TCSADRAIN, attributes)
+    except termios.error:  # it has gone
+        pass

@@ -26,18 +26,12 @@ from spicebridge.protocol.constants import (
     Msg,
     MsgC,
 )
+from spicebridge.protocol.events import AckSync, Event, Ignored, Ping, Pong, SetAck, Unfolded
 from spicebridge.protocol.framing import MAX_HEADER, Framing
 from spicebridge.protocol.messages import (
-    AckSync,
     Body,
-    Event,
-    Ignored,
     Kind,
-    Ping,
-    Pong,
-    SetAck,
     Table,
-    Unfolded,
     encode_ack_sync,
     encode_ping,
     messages_from_client,

@@ -21,9 +21,9 @@ from spicebridge.channel import Channel
 from spicebridge.errors import ProtocolError, SpicebridgeError
 from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
 from spicebridge.protocol.dialogue import Exchange
+from spicebridge.protocol.events import ChannelsList
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
 from spicebridge.protocol.login import ServerTicket, new_ticket_key, ticket_pubkey
-from spicebridge.protocol.messages import ChannelsList
 from spicebridge.server.session import ServedSession, new_ping
 from spicebridge.transport.connect import time_limit
 from spicebridge.transport.listen import Listener

@@ -13,16 +13,8 @@ import anyio
 from spicebridge.channel import Channel, ChannelClosedError
 from spicebridge.errors import SpicebridgeError, one_error
 from spicebridge.protocol.constants import Msg
-from spicebridge.protocol.messages import (
-    AttachChannels,
-    ChannelsList,
-    MainInit,
-    Ping,
-    Pong,
-    encode_channels_list,
-    encode_main_init,
-    encode_ping,
-)
+from spicebridge.protocol.events import AttachChannels, ChannelsList, MainInit, Ping, Pong
+from spicebridge.protocol.messages import encode_channels_list, encode_main_init, encode_ping
 
 log = logging.getLogger(__name__)
 

@@ -19,12 +19,14 @@ CONNECT_TIMEOUT = 10.0
 
 
 @asynccontextmanager
-async def time_limit(what: str, seconds: float = CONNECT_TIMEOUT) -> AsyncIterator[None]:
+async def time_limit(what: str, seconds: float | None = None) -> AsyncIterator[None]:
     """Bounds one step of reaching a server.
 
     Raises:
-        ConnectError: naming the step, when `seconds` have passed.
+        ConnectError: naming the step, when `seconds` (else `CONNECT_TIMEOUT`) have passed.
     """
+    if seconds is None:
+        seconds = CONNECT_TIMEOUT
     try:
         with anyio.fail_after(seconds):
             yield

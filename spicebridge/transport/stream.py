@@ -177,6 +177,8 @@ class Stream:
         """Ends the sending side; the peer reads end of file once it has read all before it."""
         if not self._ended and not self._closed:
             self._ended = True
+            if self._reader != self._writer:
+                anyio.notify_closing(self._writer)
             self._end()
 
     def close(self) -> None:

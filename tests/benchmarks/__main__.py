@@ -1,8 +1,8 @@
-"""``make bench``: bulk from a SPICE port to a socket, against socat relaying the same bytes unframed.
+"""``make bench``: bulk from a SPICE port to a socket, against socat relaying as many bytes unframed.
 
-Both read from the same sender's machine over loopback TCP and end in the same reader. Runs alternate,
-after one of each that does not count; medians and their ratio are printed. Absolute figures mean
-nothing beyond this machine and this minute.
+Both take them from loopback TCP and end in the same reader. Runs alternate, after one of each that
+does not count; medians and their ratio are printed. Absolute figures mean nothing beyond this
+machine and this minute.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def ours(folder: Path) -> float:
     """libspice-server pours into a port, spicebridge makes it a socket."""
     path = folder / "ours"
     with SpiceEndpoint("pour:p", pour=SIZE) as endpoint:
-        command = [EXECUTABLE, endpoint.uri, "-q", "--custom-channel", f"unixsocket={path},port=p"]
+        spec = f"unixsocket={path},port=p"
+        command = [str(EXECUTABLE), endpoint.uri, "-q", "--custom-channel", spec]
         with subprocess.Popen(command) as bridge:
             try:
                 wait_until(path.exists, what="spicebridge has no socket")

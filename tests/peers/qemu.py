@@ -63,11 +63,13 @@ class Qemu:
                 self.uri = f"spice://127.0.0.1:{port}"
                 listen = f"addr=127.0.0.1,port={port}"
             try:
-                return self._start_at(listen)
+                self._start_at(listen)
             except PeerError as error:
                 taken = "Failed to open SPICE sockets" in str(error)
                 if not taken or attempt == _PORT_ATTEMPTS - 1:
                     raise
+            else:
+                return
 
     def _start_at(self, listen: str) -> None:
         ours, theirs = socket.socketpair()

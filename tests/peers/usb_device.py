@@ -90,7 +90,7 @@ class UsbDevice:
                 self._answer(kind, number, self._stream.read(length))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the peer may go at any time
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to who leaves the block
             self._failure = error
 
     def _greet(self) -> None:

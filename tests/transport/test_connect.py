@@ -1,0 +1,225 @@
+"""Connecting: what is tried, what the system answers, and that nothing stays open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from spicebridge.errors import ConnectError
+from spicebridge.transport.address import TcpAddress, UnixAddress
+from spicebridge.transport.connect import connect, time_limit
+from tests.transport.pairs import read_exactly, settled
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def server(path: Path | None = None, backlog: int = 1) -> tuple[socket.socket, TcpAddress]:
+    sock = socket.create_server(("127.0.0.1", 0), backlog=backlog)
+    return sock, TcpAddress("127.0.0.1", sock.getsockname()[1])
+
+
+async def test_a_tcp_server_is_reached_without_delay_of_small_messages() -> None:
+    listening, address = server()
+    with listening:
+        stream = await connect(address)
+        peer, _ = listening.accept()
+        with peer:
+            peer.send(b"hello")
+            assert await read_exactly(stream, 5) == b"hello"
+            with socket.socket(fileno=os.dup(stream._reader)) as sock:
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert not os.get_blocking(sock.fileno())
+            stream.close()
+
+
+async def test_a_unix_server_is_reached(short_tmp: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(short_tmp / "s"))
+        listening.listen()
+        stream = await connect(UnixAddress(str(short_tmp / "s")))
+        peer, _ = listening.accept()
+        with peer:
+            await stream.write_all([memoryview(b"hello")])
+            assert peer.recv(10) == b"hello"
+            stream.close()
+
+
+async def test_each_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a name that has an IPv6 address where the server listens on IPv4 alone."""
+    dead, dead_address = server()
+    dead.close()
+    listening, address = server()
+
+    async def two(*_: object, **__: object) -> list[object]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", dead_address.port)),
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", address.port)),
+        ]
+
+    monkeypatch.setattr("anyio.getaddrinfo", two)
+    with listening:
+        (await connect(TcpAddress("both.example", 1))).close()
+
+
+async def test_an_address_family_that_the_kernel_lacks_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with ::1 for localhost where IPv6 is switched off."""
+    listening, address = server()
+
+    async def two(*_: object, **__: object) -> list[object]:
+        return [
+            (socket.AF_IPX, socket.SOCK_STREAM, 0, "", ("::1", address.port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", address.port)),
+        ]
+
+    monkeypatch.setattr("anyio.getaddrinfo", two)
+    with listening:
+        (await connect(TcpAddress("localhost", 1))).close()
+
+
+async def test_a_refused_connection_says_so_and_asks_whether_the_server_runs() -> None:
+    listening, address = server()
+    listening.close()
+    before = descriptors()
+    with pytest.raises(ConnectError) as caught:
+        await connect(address)
+    assert caught.value.problem == f"connecting to {address}: Connection refused"
+    assert "is the server running" in caught.value.hint
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        ("missing", "No such file or directory"),
+        ("stale", "Connection refused"),
+        ("file", "Connection refused"),
+    ],
+)
+async def test_a_unix_path_where_nobody_listens_says_so(
+    short_tmp: Path, make: str, problem: str
+) -> None:
+    path = short_tmp / "s"
+    if make == "stale":
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+    elif make == "file":
+        path.touch()
+    before = descriptors()
+    with pytest.raises(ConnectError) as caught:
+        await connect(UnixAddress(str(path)))
+    assert caught.value.problem == f"connecting to unix:{path}: {problem}"
+    assert caught.value.hint
+    assert descriptors() == before
+
+
+async def test_a_unix_path_that_is_too_long_says_so() -> None:
+    with pytest.raises(ConnectError, match="too long"):
+        await connect(UnixAddress("/tmp/" + "x" * 200))
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..invalid", "ä..invalid", "☃" * 70])
+async def test_a_name_that_does_not_resolve_says_so(host: str) -> None:
+    before = descriptors()
+    with pytest.raises(ConnectError) as caught:
+        await connect(TcpAddress(host, 5900))
+    assert caught.value.problem.startswith(f"looking up {host}: ")
+    assert caught.value.hint == "check the host name"
+    assert descriptors() <= before + 1  # a worker thread of the resolver may keep one
+
+
+async def test_a_step_without_an_answer_ends_with_its_name() -> None:
+    with pytest.raises(ConnectError) as caught:
+        async with time_limit("waiting for Godot", 0.01):
+            await anyio.sleep_forever()
+    assert caught.value.problem == "waiting for Godot: no answer within 0.01 seconds"
+
+
+async def test_a_step_that_ends_in_time_is_not_touched() -> None:
+    async with time_limit("this", 60):
+        await anyio.lowlevel.checkpoint()
+    with pytest.raises(KeyError):
+        async with time_limit("this", 60):
+            raise KeyError
+
+
+def full_unix_server(path: Path) -> tuple[socket.socket, list[socket.socket]]:
+    """A listening socket that takes no more connections, and those that wait."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen(0)
+    waiting: list[socket.socket] = []
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:
+            sock.close()
+            return listening, waiting
+        waiting.append(sock)
+
+
+async def test_a_server_with_a_full_backlog_is_waited_for(short_tmp: Path) -> None:
+    listening, waiting = full_unix_server(short_tmp / "s")
+    connected: list[bool] = []
+
+    async def reach() -> None:
+        (await connect(UnixAddress(str(short_tmp / "s")))).close()
+        connected.append(True)
+
+    with listening:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reach)
+            await settled()
+            assert not connected
+            for _ in waiting:
+                listening.accept()[0].close()
+    assert connected
+    for sock in waiting:
+        sock.close()
+
+
+async def test_a_cancelled_connect_to_a_unix_socket_leaves_nothing_open(short_tmp: Path) -> None:
+    listening, waiting = full_unix_server(short_tmp / "s")
+    async with anyio.create_task_group() as tasks:
+        before = descriptors()
+        tasks.start_soon(connect, UnixAddress(str(short_tmp / "s")))
+        await settled()
+        assert descriptors() == before + 1
+        tasks.cancel_scope.cancel()
+    assert descriptors() == before
+    for sock in (listening, *waiting):
+        sock.close()
+
+
+async def test_a_cancelled_connect_over_tcp_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The peer of a SYN that nobody answers: a listener whose queue is full."""
+    listening, address = server(backlog=0)
+    waiting = []
+    for _ in range(4):
+        sock = socket.socket()
+        sock.setblocking(False)
+        assert sock.connect_ex((address.host, address.port)) == errno.EINPROGRESS
+        waiting.append(sock)
+    async with anyio.create_task_group() as tasks:
+        await settled()
+        before = descriptors()
+        tasks.start_soon(connect, address)
+        await anyio.sleep(0.05)  # the resolver's thread; how long does not matter to the result
+        tasks.cancel_scope.cancel()
+    assert descriptors() <= before + 1
+    for sock in (listening, *waiting):
+        sock.close()
