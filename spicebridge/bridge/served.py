@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import Final
 
 import anyio
 
@@ -20,6 +21,9 @@ from spicebridge.protocol.messages import encode_port_event, encode_port_init, h
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address
 from spicebridge.transport.listen import listen
+
+ASKING_TIME: Final = 0.1
+"""Seconds that a client which only asks for the name of a port has to go again."""
 
 
 class ServedBridge:
@@ -84,6 +88,8 @@ class ServedBridge:
         self.status.event("linked", f"{channel.name} linked", channel=channel.name)
         try:
             told_open = self._application is not None
+            if events and await self._only_asks(channel):
+                return
             while await self._until_application(channel):
                 if events and not told_open:
                     await _tell(channel, PortEventType.OPENED)
@@ -100,8 +106,19 @@ class ServedBridge:
         finally:
             self.status.state = "waiting"
             self.status.event("unlinked", f"{channel.name} unlinked", channel=channel.name)
-            if self._application is None and not self._endpoint.repeats:
-                self.done.set()
+
+    async def _only_asks(self, channel: Channel) -> bool:
+        """Whether the client was here for the port's name alone, and has gone at once.
+
+        No program is started for it, and nothing that an application has written is lost to it.
+        """
+        with anyio.move_on_after(ASKING_TIME):
+            while (items := await channel.receive()) is not None:
+                if any(isinstance(item, memoryview) for item in items):
+                    channel.hold(items)
+                    return False
+            return True
+        return False
 
     async def _until_application(self, channel: Channel) -> bool:
         """Waits for an application; returns False if the client goes first, or we stop."""
@@ -165,6 +182,8 @@ class ServedBridge:
             self.status.error(error)
         finally:
             self._application = None
+            if not self._endpoint.repeats:
+                self.done.set()
             self.status.application_went(application.name, dropped)
 
 

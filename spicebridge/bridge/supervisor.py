@@ -12,8 +12,8 @@ from spicebridge.bridge.raw import RawBridge
 from spicebridge.bridge.report import Ready
 from spicebridge.bridge.resolve import resolve
 from spicebridge.bridge.spec import BridgeSpec
-from spicebridge.client.session import ChannelInfo, Session, open_session
-from spicebridge.errors import UsageError, one_error
+from spicebridge.client.session import ChannelInfo, open_session
+from spicebridge.errors import SpicebridgeError, UsageError, one_error
 from spicebridge.transport.address import Address
 
 DRAIN_TIMEOUT: Final = 5.0
@@ -46,18 +46,37 @@ async def run_bridges(
     """
     stop = stop or anyio.Event()
     bridges = [RawBridge(spec) for spec in specs]
-    async with AsyncExitStack() as stack:
-        for bridge, spec in zip(bridges, specs, strict=True):
-            await stack.enter_async_context(spec.endpoint)
-            bridge.status.end = spec.endpoint.name
-        session = await stack.enter_async_context(open_session(address, password))
-        channels = [await resolve(session, spec.channel) for spec in specs]
-        _refuse_twice(channels)
-        if ready is not None:
-            ready(address, [bridge.status for bridge in bridges])
-        await _run(bridges, channels, session, stop)
-    if session.failure is not None and not stop.is_set():
-        raise session.failure
+    up = False
+    failure: SpicebridgeError | None = None
+
+    async def drain_when(event: anyio.Event) -> None:
+        await event.wait()
+        if up:
+            for bridge in bridges:
+                bridge.stop()
+            await anyio.sleep(DRAIN_TIMEOUT)
+        tasks.cancel_scope.cancel()
+
+    with one_error():
+        async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+            tasks.start_soon(drain_when, stop)
+            for bridge, spec in zip(bridges, specs, strict=True):
+                await stack.enter_async_context(spec.endpoint)
+                bridge.status.end = spec.endpoint.name
+            session = await stack.enter_async_context(open_session(address, password))
+            channels = [await resolve(session, spec.channel) for spec in specs]
+            _refuse_twice(channels)
+            up = True
+            if ready is not None:
+                ready(address, [bridge.status for bridge in bridges])
+            tasks.start_soon(drain_when, session.lost)
+            async with anyio.create_task_group() as running:
+                for bridge, channel in zip(bridges, channels, strict=True):
+                    running.start_soon(bridge.run, session, channel)
+            failure = session.failure
+            tasks.cancel_scope.cancel()
+    if failure is not None and not stop.is_set():
+        raise failure
     for bridge in bridges:
         if bridge.failure is not None:
             raise bridge.failure
@@ -69,26 +88,3 @@ def _refuse_twice(channels: Sequence[ChannelInfo]) -> None:
             raise UsageError(
                 f"{channel.name} is asked for twice", "one client can link a channel only once"
             )
-
-
-async def _run(
-    bridges: Sequence[RawBridge],
-    channels: Sequence[ChannelInfo],
-    session: Session,
-    stop: anyio.Event,
-) -> None:
-    async def end_when(event: anyio.Event) -> None:
-        await event.wait()
-        for bridge in bridges:
-            bridge.stop()
-        await anyio.sleep(DRAIN_TIMEOUT)
-        tasks.cancel_scope.cancel()
-
-    with one_error():
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(end_when, stop)
-            tasks.start_soon(end_when, session.lost)
-            async with anyio.create_task_group() as running:
-                for bridge, channel in zip(bridges, channels, strict=True):
-                    running.start_soon(bridge.run, session, channel)
-            tasks.cancel_scope.cancel()

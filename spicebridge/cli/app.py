@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -45,6 +46,7 @@ from spicebridge.cli.spec import parse_custom_channel
 
 log = logging.getLogger("spicebridge")
 
+_STDERR = 2
 _BRIDGE = "bridge"  # the command that needs no name
 
 
@@ -136,6 +138,7 @@ def _bridge(
     quiet: QuietOption = False,
 ) -> None:
     """Bridge channels of a SPICE server to local ends."""
+    set_up_output(verbose, quiet, log_format)  # for what is wrong with the specifications
     texts = custom_channel or []
     output = _set_up_for(_parse(texts), verbose, quiet, log_format)
     if not texts:
@@ -219,6 +222,7 @@ def _serve(
     quiet: QuietOption = False,
 ) -> None:
     """Offer channels to SPICE clients; a local program or socket plays the guest of each."""
+    set_up_output(verbose, quiet, log_format)  # for what is wrong with the specifications
     specs = _parse(custom_channel or [])
     output = _set_up_for(specs, verbose, quiet, log_format)
     if not specs:
@@ -228,6 +232,8 @@ def _serve(
     address: TcpAddress | UnixAddress
     if listen.startswith("unix:"):
         address = UnixAddress(listen.removeprefix("unix:"))
+        if not address.path:
+            raise UsageError("--listen unix: names no path", "write unix:PATH")
     else:
         address = parse_host_port(listen)
     password = given_password(password_file)
@@ -255,6 +261,7 @@ def _demo(
 
 def main(args: list[str] | None = None) -> NoReturn:
     """The executable: runs a command and exits with its code; errors are one line on stderr."""
+    _reserve_standard_descriptors()
     try:
         result: Any = app(args, prog_name="spicebridge", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -267,6 +274,13 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code)
+
+
+def _reserve_standard_descriptors() -> None:
+    """Nothing that we open may become stdin, stdout or stderr because that was closed."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(fd)
 
 
 def _fail(message: str, code: int) -> int:

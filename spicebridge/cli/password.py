@@ -51,7 +51,7 @@ def with_password(given: str | None, address: Address, run: Callable[[str], int]
     except LoginError as error:
         if given is not None:
             raise
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise LoginError(
                 error.problem, f"give a password with --password-file or ${VARIABLE}"
             ) from error

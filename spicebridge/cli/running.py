@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
+from anyio.abc import TaskStatus
 
 from spicebridge import Address, BridgeStatus, Ready, one_error
 from spicebridge.cli.live import LiveLine
@@ -56,9 +57,10 @@ async def run_until_signal(
         if output.live:
             tasks.start_soon(LiveLine(output.console).run, bridges)
 
-    async def watch_signals() -> None:
+    async def watch_signals(*, task_status: TaskStatus[None]) -> None:
         nonlocal code
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             async for number in signals:
                 if stop.is_set():
                     code = 128 + number
@@ -70,7 +72,7 @@ async def run_until_signal(
 
     with one_error():
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch_signals)
+            await tasks.start(watch_signals)
             await action(stop, ready)
             tasks.cancel_scope.cancel()
     return code

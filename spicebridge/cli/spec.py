@@ -6,6 +6,7 @@ against.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Final, Literal, cast
@@ -144,11 +145,8 @@ def _choice(values: Mapping[str, str], key: str) -> str:
 
 
 def _number(key: str, text: str, maximum: int, base: int = 10) -> int:
-    what = "an octal number" if base == 8 else "a number"
-    try:
-        number = int(text, base) if text.isascii() and text.isalnum() else -1
-    except ValueError:
-        number = -1
+    what, digits = ("an octal number", "[0-7]{1,9}") if base == 8 else ("a number", "[0-9]{1,10}")
+    number = int(text, base) if re.fullmatch(digits, text) else -1
     if not 0 <= number <= maximum:
         limit = f"{maximum:04o}" if base == 8 else str(maximum)
         raise UsageError(f"{key}={text} is not {what} from 0 to {limit}")
@@ -174,7 +172,7 @@ def _channel(values: Mapping[str, str]) -> ChannelWanted:
 def _channel_type(text: str) -> int:
     if text in CHOICES["channelid"]:
         return ChannelType[text.upper()]
-    number = int(text) if text.isascii() and text.isdigit() else -1
+    number = int(text) if re.fullmatch("[0-9]{1,3}", text) else -1
     if _MIN_USER_TYPE <= number <= _MAX_BYTE:
         return number
     hint = f"user-defined types are {_MIN_USER_TYPE} to {_MAX_BYTE}, others are "

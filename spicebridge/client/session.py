@@ -42,6 +42,9 @@ BUSY_TIMEOUT: Final = 2.0
 """Seconds in which a busy channel is tried again: a client that has just gone frees it."""
 
 _BUSY_PAUSE: Final = 0.05
+_NOTICE: Final = 0.2
+"""Seconds in which the main channel tells that the whole server has gone."""
+
 _QUIET_CHANNEL: Final = 0.5
 """Seconds after which a channel that says nothing at its start is taken for linked."""
 
@@ -105,6 +108,7 @@ class Session:
         Raises:
             ChannelNotFoundError: the server does not offer it.
             ChannelBusyError: another client holds it.
+            SessionLostError: the session has ended meanwhile.
             ConnectError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
         """
         if channel not in self.channels:
@@ -122,6 +126,12 @@ class Session:
                         f"{channel.name} at {self.address} is in use by another client",
                         "close that client",
                     ) from error
+            except SpicebridgeError as error:
+                with anyio.move_on_after(_NOTICE):
+                    await self.lost.wait()
+                if self.failure is not None:  # that is why
+                    raise self.failure from error
+                raise
             await anyio.sleep(_BUSY_PAUSE)
 
     async def _link(self, channel: ChannelInfo) -> Channel:
@@ -177,7 +187,7 @@ class Session:
         sees; a name that this session knows already is not asked for again.
         """
         for channel in self.channels:
-            if not has_port_events(channel.type):
+            if channel.type not in {ChannelType.PORT, ChannelType.WEBDAV}:
                 continue
             if channel not in self._ports:
                 try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import termios
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,12 @@ class StdioEndpoint(Endpoint):
     def __init__(self, *, linger: float = STDIO_LINGER) -> None:
         self._linger = linger
         self._restore: list[Callable[[], None]] = []
+
+    async def open(self) -> None:
+        """Checks that both are there; Python has None for one that was closed at the start."""
+        for name, stream in (("input", sys.__stdin__), ("output", sys.__stdout__)):
+            if stream is None:
+                raise EndpointError(f"stdio: standard {name} is closed", "redirect it")
 
     async def accept(self) -> Application:
         """Takes stdin and stdout."""

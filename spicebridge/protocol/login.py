@@ -69,7 +69,12 @@ class ServerLogin(Protocol):
         ...
 
 
-def _encode_password(password: str) -> bytes:
+def encode_password(password: str) -> bytes:
+    """A password as bytes.
+
+    Raises:
+        UsageError: if it has more than `MAX_PASSWORD_LENGTH` of them.
+    """
     # as in the environment and in file names: bytes that are no UTF-8 stay what they are
     encoded = password.encode(errors="surrogateescape")
     if len(encoded) > MAX_PASSWORD_LENGTH:
@@ -92,7 +97,7 @@ class ClientTicket:
     mechanism = AuthMechanism.SPICE
 
     def __init__(self, password: str = "") -> None:
-        self._password = _encode_password(password)
+        self._password = encode_password(password)
 
     def steps(self, pubkey: bytes) -> Dialogue[None]:
         """Sends the encrypted ticket, 128 bytes."""
@@ -133,7 +138,7 @@ class ServerTicket:
 
     def __init__(self, key: rsa.RSAPrivateKey, password: str | None) -> None:
         self._key = key
-        self._password = None if password is None else _encode_password(password)
+        self._password = None if password is None else encode_password(password)
 
     def steps(self) -> Dialogue[bool]:
         """Reads the encrypted ticket and compares it in constant time."""

@@ -23,7 +23,12 @@ from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
 from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.events import ChannelsList
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
-from spicebridge.protocol.login import ServerTicket, new_ticket_key, ticket_pubkey
+from spicebridge.protocol.login import (
+    ServerTicket,
+    encode_password,
+    new_ticket_key,
+    ticket_pubkey,
+)
 from spicebridge.server.session import ServedSession, new_ping
 from spicebridge.transport.connect import time_limit
 from spicebridge.transport.listen import Listener
@@ -57,11 +62,16 @@ class SpiceEndpoint:
     Args:
         offers: the channels; no type and id twice.
         password: the ticket; None to let everybody in.
+
+    Raises:
+        UsageError: the password is longer than SPICE takes.
     """
 
     def __init__(self, offers: Sequence[Offer], password: str | None = None) -> None:
         self._offers = {(offer.type, offer.id): offer for offer in offers}
         self._password = password
+        if password is not None:
+            encode_password(password)  # refused before anything is created
         self._sessions: dict[int, ServedSession] = {}
         self._linked: set[tuple[int, int]] = set()
         self._unlinked = anyio.Event()
@@ -73,9 +83,6 @@ class SpiceEndpoint:
 
         Args:
             listener: where clients come from; stays open.
-
-        Raises:
-            UsageError: the password is longer than SPICE takes.
         """
         key = await anyio.to_thread.run_sync(new_ticket_key)
         self._pubkey = ticket_pubkey(key)

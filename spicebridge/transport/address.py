@@ -61,14 +61,14 @@ def parse_uri(uri: str) -> Address:
         raise UsageError(
             f"{shown} is no SPICE URI: a port is a number up to {_MAX_PORT}", _EXAMPLE
         ) from error
-    if "\0" in unquote(uri):
-        raise UsageError(f"{shown} is no SPICE URI: it has a NUL", _EXAMPLE)
+    if "\0" in unquote(uri) or not uri.isprintable():
+        raise UsageError(f"{shown} is no SPICE URI: it has control characters", _EXAMPLE)
     if parts.query or parts.fragment:
         raise UsageError(f"{shown} is no SPICE URI: '?' and '#' are not understood", _EXAMPLE)
     if parts.scheme == "spice+unix":
         if parts.netloc or not parts.path.startswith("/"):
             raise UsageError(f"{shown} names no absolute path", "write spice+unix:///PATH")
-        return UnixAddress(unquote(parts.path))
+        return UnixAddress(unquote(parts.path, errors="surrogateescape"))
     if parts.scheme != "spice":
         raise UsageError(f"{shown} is no SPICE URI", _EXAMPLE)
     if not parts.hostname:

@@ -1,4 +1,4 @@
-"""``make bench``: bulk from a SPICE port to a socket, against socat relaying as many bytes unframed.
+"""``make bench``: bulk from a SPICE port to a socket, against socat relaying as many, unframed.
 
 Both take them from loopback TCP and end in the same reader. Runs alternate, after one of each that
 does not count; medians and their ratio are printed. Absolute figures mean nothing beyond this

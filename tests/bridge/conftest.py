@@ -1,0 +1,23 @@
+"""Fixtures for the tests of bridges."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bridge.tools import EventLog
+
+
+@pytest.fixture
+def log() -> Iterator[EventLog]:
+    """What is logged meanwhile."""
+    logger = logging.getLogger("spicebridge")
+    handler = EventLog()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.setLevel(level)
+    logger.removeHandler(handler)
