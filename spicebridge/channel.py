@@ -17,7 +17,7 @@ from typing import Self
 import anyio
 import anyio.lowlevel
 
-from spicebridge.errors import SessionLostError, SpicebridgeError, one_error
+from spicebridge.errors import SessionLostError, SpicebridgeError
 from spicebridge.protocol.constants import Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
 from spicebridge.protocol.events import Event, PortInit
@@ -273,15 +273,14 @@ class Channel:
             self._stream.close()
 
     async def _close(self, patience: float) -> None:
-        try:
-            with one_error():
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._end_settled, tasks.cancel_scope, patience)
-                    while await self.receive() is not None:
-                        await anyio.lowlevel.checkpoint()
-                    tasks.cancel_scope.cancel()
-        except (SpicebridgeError, anyio.ClosedResourceError):
-            pass  # it is gone, which is what we want
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._end_settled, tasks.cancel_scope, patience)
+            try:
+                while await self.receive() is not None:
+                    await anyio.lowlevel.checkpoint()
+            except (SpicebridgeError, anyio.ClosedResourceError):
+                pass  # it is gone, which is what we want
+            tasks.cancel_scope.cancel()
 
     async def _end_settled(self, reading: anyio.CancelScope, patience: float) -> None:
         await self.settle()

@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from spicebridge.channel import Channel
-from spicebridge.errors import ProtocolError, SpicebridgeError
+from spicebridge.errors import ProtocolError, SpicebridgeError, one_error
 from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
 from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.events import ChannelsList
@@ -106,10 +106,11 @@ class SpiceEndpoint:
         key = linked.request.channel_type, linked.request.channel_id
         log.debug("%s has linked %s", peer, channel.name)
         try:
-            if linked.request.channel_type == ChannelType.MAIN:
-                await self._main(channel, peer)
-            else:
-                await self._other(channel, self._offers[key])
+            with one_error():
+                if linked.request.channel_type == ChannelType.MAIN:
+                    await self._main(channel, peer)
+                else:
+                    await self._other(channel, self._offers[key])
         except SpicebridgeError as error:
             log.warning("%s: %s", peer, error)
         finally:
