@@ -47,11 +47,6 @@ class ServedBridge:
         self._join: Join | None = None
         self._stopping = False
 
-    @property
-    def port(self) -> PortInit:
-        """What the channel tells a client at its start."""
-        return PortInit(self._spec.channel.port or "", self._application is not None)
-
     async def run(self) -> None:
         """Takes the applications that come by themselves, or that are to be there always."""
         self.status.state = "waiting"
@@ -83,11 +78,12 @@ class ServedBridge:
     async def serve(self, channel: Channel) -> None:
         """Serves one client for as long as it has the channel linked."""
         events = has_port_events(channel.linked.request.channel_type)
+        told_open = self._application is not None
         if events:
-            await channel.send_message(Msg.PORT_INIT, encode_port_init(self.port))
+            port = PortInit(self._spec.channel.port or "", told_open)
+            await channel.send_message(Msg.PORT_INIT, encode_port_init(port))
         self.status.event("linked", f"{channel.name} linked", channel=channel.name)
         try:
-            told_open = self._application is not None
             if events and await self._only_asks(channel):
                 return
             while await self._until_application(channel):
