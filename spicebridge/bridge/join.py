@@ -119,6 +119,11 @@ class Join:
         self._stream.interrupt()
 
     @property
+    def all_sent(self) -> bool:
+        """Whether the application has sent all that it will."""
+        return self._sending_ended
+
+    @property
     def leaving(self) -> bool:
         """Whether the application has gone, as far as can be told, and the rest is tidying up."""
         if self._finished or (self._sending_ended and self._application.linger is not None):
@@ -217,12 +222,29 @@ class Join:
             if self._detach and not self._stopping:
                 self._down_scope.cancel()
                 return
-            await self._channel.settle()
+            if not await self._settle():
+                self._down_scope.cancel()  # who closes the channel reads it meanwhile
+                return
             self._channel.end()
             with anyio.move_on_after(CLOSE_TIMEOUT):
                 await anyio.sleep_forever()  # until the peer has ended its side, too
             log.warning("%s: the peer does not close its side", self._channel.name)
             self._down_scope.cancel()
+
+    async def _settle(self) -> bool:
+        """Settles the channel, which tells something only while it is read.
+
+        Returns:
+            False if it is not, because the application takes nothing.
+        """
+        deadline = anyio.current_time() + CLOSE_TIMEOUT
+        await self._channel.settle()
+        while self._delivering:
+            if anyio.current_time() > deadline:
+                return False
+            await anyio.sleep(_LOOK_EVERY)
+            await self._channel.settle()
+        return True
 
     async def _carry_up(self) -> None:
         stream, channel = self._stream, self._channel

@@ -23,10 +23,13 @@ class RawBridge:
     Attributes:
         status: what it is doing.
         failure: how a program that we started has failed, if one has.
+        complete: whether its one application had sent all it would when its other side went, so
+            that the end of the server is no loss to it.
     """
 
     def __init__(self, spec: BridgeSpec) -> None:
         self.failure: ApplicationError | None = None
+        self.complete = False
         self.status = BridgeStatus(spec.name)
         self._spec = spec
         self._endpoint = spec.endpoint
@@ -137,7 +140,10 @@ class RawBridge:
         if self._stopping:
             self._join.stop()
         self.status.state = "joined"
-        return await self._join.run()
+        try:
+            return await self._join.run()
+        finally:
+            self.complete = self._join.all_sent and not self._endpoint.waits
 
     async def _let_go(self, application: Application, ended: Ended | None, dropped: int) -> None:
         try:

@@ -75,6 +75,11 @@ class ServedBridge:
         if self._join is not None:
             self._join.stop()
 
+    async def aclose(self) -> None:
+        """Lets the application go that waits for a client, once `run` and `serve` have ended."""
+        with anyio.CancelScope(shield=True):
+            await self._let_go(Ended.CHANNEL_CLOSED)
+
     async def serve(self, channel: Channel) -> None:
         """Serves one client for as long as it has the channel linked."""
         events = has_port_events(channel.linked.request.channel_type)
@@ -243,6 +248,7 @@ async def serve_bridges(
     async with AsyncExitStack() as stack:
         for bridge, spec in zip(bridges, specs, strict=True):
             await stack.enter_async_context(spec.endpoint)
+            stack.push_async_callback(bridge.aclose)
             bridge.status.end = spec.endpoint.name
         listener = stack.enter_context(await listen(address))
         with one_error():

@@ -75,7 +75,7 @@ async def run_bridges(
                     running.start_soon(bridge.run, session, channel)
             failure = session.failure
             tasks.cancel_scope.cancel()
-    if failure is not None and not stop.is_set():
+    if failure and not stop.is_set() and not all(bridge.complete for bridge in bridges):
         raise failure
     for bridge in bridges:
         if bridge.failure is not None:
