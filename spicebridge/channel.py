@@ -110,7 +110,8 @@ class Channel:
         except OSError as error:
             raise self._broken(error) from error
         if not count:
-            self._conversation.receive_eof()
+            if not self._ended:  # once we have gone, the peer may stop where it likes
+                self._conversation.receive_eof()
             return None
         items = self._conversation.receive_data(count)
         if self._active > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from fnmatch import fnmatchcase
 
 from spicebridge.bridge.spec import ChannelWanted
@@ -44,15 +45,17 @@ async def _by_name(session: Session, pattern: str) -> ChannelInfo:
     found: dict[ChannelInfo, str] = {}
     names: list[str] = []
     busy: list[str] = []
-    async for info in session.ports():
-        if info.port is None:
-            busy.append(info.channel.name)
-            continue
-        names.append(info.port.name)
-        if info.port.name == pattern or (not exact and fnmatchcase(info.port.name, pattern)):
-            found[info.channel] = info.port.name
-            if exact:  # no need to disturb the other ports
-                break
+    async with aclosing(session.ports()) as ports:
+        async for info in ports:
+            if info.port is None:
+                busy.append(info.channel.name)
+                continue
+            name = info.port.name
+            names.append(name)
+            if name == pattern or (name and not exact and fnmatchcase(name, pattern)):
+                found[info.channel] = name
+                if exact:  # no need to disturb the other ports
+                    break
     if len(found) == 1:
         return next(iter(found))
     if found:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup, TaskStatus
 
 from spicebridge.bridge.join import Ended, Join, dismiss
 from spicebridge.bridge.report import BridgeStatus, Ready
@@ -21,6 +22,8 @@ from spicebridge.protocol.messages import encode_port_event, encode_port_init, h
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address
 from spicebridge.transport.listen import listen
+
+_INSTANCES: Final = 256  # of a channel type: the id is one byte
 
 ASKING_TIME: Final = 0.1
 """Seconds that a client which only asks for the name of a port has to go again."""
@@ -44,29 +47,49 @@ class ServedBridge:
         self._endpoint = spec.endpoint
         self._application: Application | None = None
         self._arrived = anyio.Event()
+        self._free = anyio.Event()  # set once the application has been let go
+        self._dismissals: TaskGroup
         self._join: Join | None = None
         self._stopping = False
 
-    async def run(self) -> None:
-        """Takes the applications that come by themselves, or that are to be there always."""
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Takes the applications that come by themselves, or that are to be there always.
+
+        Started before any client is served; ends when cancelled.
+        """
         self.status.state = "waiting"
-        if self._endpoint.waits:
-            while True:
+        async with anyio.create_task_group() as self._dismissals:
+            task_status.started()
+            while self._endpoint.waits:
                 await self._take(await self._endpoint.accept())
-        if self._spec.attach == "always":
-            await self._take(await self._endpoint.accept())
+            if self._spec.attach == "always":
+                await self._take(await self._endpoint.accept())
+            await anyio.sleep_forever()
 
     async def _take(self, application: Application) -> None:
-        holder = self._application
-        if holder is not None and self._join is None and holder.stream.hung_up():
-            await self._let_go(None)  # it came and went while no client was there
+        """Makes it the application of this bridge, unless there is one that stays."""
+        try:
+            await self._leaving()
+        except BaseException:
+            application.stream.close()
+            raise
         if self._application is not None:
             self.status.application_refused(application.name, self._application.name)
             await application.aclose()
             return
         self._application = application
+        self._free = anyio.Event()
         self.status.application_came(application.name)
         self._arrived.set()
+
+    async def _leaving(self) -> None:
+        """Waits for an application that is on its way out."""
+        if self._application is None:
+            return
+        if self._join is not None and self._join.leaving:
+            await self._free.wait()
+        elif self._join is None and self._application.stream.hung_up():
+            await self._let_go()  # it came and went while no client was there
 
     def stop(self) -> None:
         """Drains the application and the client that are there."""
@@ -78,7 +101,7 @@ class ServedBridge:
     async def aclose(self) -> None:
         """Lets the application go that waits for a client, once `run` and `serve` have ended."""
         with anyio.CancelScope(shield=True):
-            await self._let_go(Ended.CHANNEL_CLOSED)
+            await self._let_go(owed=True)
 
     async def serve(self, channel: Channel) -> None:
         """Serves one client for as long as it has the channel linked."""
@@ -166,26 +189,40 @@ class ServedBridge:
             ended = await self._join.run()
         finally:
             self._join = None
-            if not (keep and ended is Ended.CHANNEL_CLOSED):
-                await self._let_go(ended)
+            if ended is Ended.CHANNEL_CLOSED and not keep:
+                # not for the client to wait for, nor for the next one
+                self._dismissals.start_soon(self._let_go, application, True)
+                self._application = None
+                self._free.set()
+            elif ended is not Ended.CHANNEL_CLOSED:
+                await self._let_go()
         return ended
 
-    async def _let_go(self, ended: Ended | None) -> None:
-        application = self._application
+    async def _let_go(self, gone: Application | None = None, owed: bool = False) -> None:
+        """Lets an application go.
+
+        Args:
+            gone: which; else the one that the bridge has.
+            owed: whether it is still to read what came before its end of file.
+        """
+        application = gone or self._application
         if application is None:
             return
         dropped = 0
         try:
-            if ended is Ended.CHANNEL_CLOSED:
+            if owed:
                 dropped = await dismiss(application)
-            await application.aclose()
-        except ApplicationError as error:
-            self.status.error(error)
         finally:
-            self._application = None
+            try:
+                await application.aclose()
+            except ApplicationError as error:
+                self.status.error(error)
+            self.status.application_went(application.name, dropped)
+            if application is self._application:
+                self._application = None
+                self._free.set()
             if not self._endpoint.repeats:
                 self.done.set()
-            self.status.application_went(application.name, dropped)
 
 
 async def _tell(channel: Channel, event: PortEventType) -> None:
@@ -216,7 +253,12 @@ def offers(specs: Sequence[BridgeSpec], bridges: Sequence[ServedBridge]) -> list
     for spec, bridge in zip(specs, bridges, strict=True):
         number = spec.channel.instance
         if number is None:
-            number = next(n for n in range(256) if (spec.channel.type, n) not in taken)
+            free = (n for n in range(_INSTANCES) if (spec.channel.type, n) not in taken)
+            number = next(free, None)
+            if number is None:
+                raise UsageError(
+                    f"{spec.name} is one too many", f"a type has {_INSTANCES} instances"
+                )
             taken.add((spec.channel.type, number))
         made.append(Offer(spec.channel.type, number, bridge.serve))
     return made
@@ -253,9 +295,9 @@ async def serve_bridges(
         listener = stack.enter_context(await listen(address))
         with one_error():
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(endpoint.serve, listener)
                 for bridge in bridges:
-                    tasks.start_soon(bridge.run)
+                    await tasks.start(bridge.run)
+                tasks.start_soon(endpoint.serve, listener)
                 if ready is not None:
                     ready(listener.address, [bridge.status for bridge in bridges])
                 await _until_done(bridges, stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -180,7 +180,7 @@ class Session:
                 channel.hold([item for item in items if not isinstance(item, PortInit)])
                 return
 
-    async def ports(self) -> AsyncIterator[PortInfo]:
+    async def ports(self) -> AsyncGenerator[PortInfo, None]:
         """Tells the names of ports, one by one.
 
         A name is told only once a port is linked, so each is linked for a moment, which the guest

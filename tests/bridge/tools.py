@@ -32,7 +32,7 @@ from spicebridge.protocol.messages import encode_port_init
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.listen import listen
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds after which something that has not happened, all in this process, is a failure."""
 
 USER = 128
