@@ -131,6 +131,10 @@ class Channel:
                 return data
         return b""
 
+    def peer_ended(self) -> bool:
+        """Whether the peer has ended the channel, though not all that it sent was received."""
+        return self._stream.peer_ended()
+
     def hold(self, items: Sequence[memoryview | Event]) -> None:
         """Gives back what `receive` returned, for the next call of it to return again."""
         self._held = list(items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -94,7 +95,7 @@ def spicebridge(short_tmp: Path) -> Iterator[Callable[..., Spicebridge]]:
         running = Spicebridge(process, log)
         started.append(running)
         with os.fdopen(reader, "rb") as pipe:
-            if ready and pipe.read() != b"ready\n":
+            if ready and not (select.select([pipe], [], [], PATIENCE)[0] and pipe.read()):
                 pytest.fail(f"spicebridge {args} is not ready: {running.stderr()}")
         return running
 

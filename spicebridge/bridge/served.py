@@ -25,6 +25,8 @@ from spicebridge.transport.listen import listen
 
 _INSTANCES: Final = 256  # of a channel type: the id is one byte
 
+_LOOK_EVERY: Final = 0.1  # seconds between two looks at whether a client is still there
+
 ASKING_TIME: Final = 0.1
 """Seconds that a client which only asks for the name of a port has to go again."""
 
@@ -100,8 +102,7 @@ class ServedBridge:
 
     async def aclose(self) -> None:
         """Lets the application go that waits for a client, once `run` and `serve` have ended."""
-        with anyio.CancelScope(shield=True):
-            await self._let_go(owed=True)
+        await self._let_go(owed=True)
 
     async def serve(self, channel: Channel) -> None:
         """Serves one client for as long as it has the channel linked."""
@@ -169,12 +170,15 @@ class ServedBridge:
     async def _until_gone(self, channel: Channel) -> None:
         """Watches a channel whose client has nobody to talk to, until it goes.
 
-        Once it has sent something that waits for an application, nothing more is read.
+        Once it has sent something that waits for an application, nothing more is read, and
+        nothing tells of its end but a look now and then.
         """
         while (items := await channel.receive()) is not None:
             if any(isinstance(item, memoryview) for item in items):
                 channel.hold(items)
-                await anyio.sleep_forever()
+                while not channel.peer_ended():
+                    await anyio.sleep(_LOOK_EVERY)
+                return
 
     async def _run_join(self, channel: Channel) -> Ended:
         application = self._application

@@ -129,6 +129,13 @@ class Stream:
         poll.register(self._writer, 0)
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
+    def peer_ended(self) -> bool:
+        """Whether the peer of a socket has ended its sending, though not all of it was read."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLRDHUP)
+        ended = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+        return any(event & ended for _, event in poll.poll(0))
+
     # Writing
 
     def write_nowait(self, buffers: Sequence[memoryview | bytearray]) -> int | None:
