@@ -14,7 +14,7 @@ from spicebridge.bridge.report import BridgeStatus, Ready
 from spicebridge.bridge.served import serve_bridges
 from spicebridge.bridge.spec import BridgeSpec, ChannelWanted
 from spicebridge.bridge.supervisor import run_bridges
-from spicebridge.channel import Channel
+from spicebridge.channel import Channel, ChannelClosedError
 from spicebridge.client.session import ChannelInfo, PortInfo, Session, open_session
 from spicebridge.endpoints.base import Application, Endpoint
 from spicebridge.endpoints.inherited import InheritedEndpoint
@@ -59,6 +59,7 @@ __all__ = [
     "BridgeStatus",
     "Channel",
     "ChannelBusyError",
+    "ChannelClosedError",
     "ChannelInfo",
     "ChannelNotFoundError",
     "ChannelType",
