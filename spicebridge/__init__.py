@@ -11,7 +11,7 @@ The Python API, all of it; the command line uses nothing else::
 """
 
 from spicebridge.bridge.report import BridgeStatus, Ready
-from spicebridge.bridge.served import serve_bridges
+from spicebridge.bridge.serving import serve_bridges
 from spicebridge.bridge.spec import BridgeSpec, ChannelWanted
 from spicebridge.bridge.supervisor import run_bridges
 from spicebridge.channel import Channel, ChannelClosedError

@@ -22,7 +22,8 @@ from spicebridge import (
     UsageError,
     open_session,
 )
-from spicebridge.bridge.served import ServedBridge, offers
+from spicebridge.bridge.served import ServedBridge
+from spicebridge.bridge.serving import offers
 from spicebridge.protocol.constants import PortEventType
 from tests.bridge.tools import (
     PATIENCE,
