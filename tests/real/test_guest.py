@@ -50,7 +50,10 @@ def tidy(guest: Guest) -> Iterator[None]:
 
 def pump(guest: Guest, port: str) -> None:
     """Have a program in the guest keep a port open, noting the host's coming and going."""
-    guest.run(f"sleep 1000 | portpump /dev/virtio-ports/{port} >/tmp/got 2>/tmp/log &")
+    guest.run(
+        ": >/tmp/got; : >/tmp/log; "  # there before the first look at them
+        f"sleep 1000 | portpump /dev/virtio-ports/{port} >>/tmp/got 2>>/tmp/log &"
+    )
 
 
 def lines(guest: Guest) -> list[str]:
