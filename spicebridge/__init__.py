@@ -37,7 +37,12 @@ from spicebridge.errors import (
     UsageError,
     one_error,
 )
-from spicebridge.protocol.constants import ChannelType, channel_type_name
+from spicebridge.protocol.constants import (
+    MAX_CHANNEL_TYPE,
+    USER_DEFINED_START,
+    ChannelType,
+    channel_type_name,
+)
 from spicebridge.protocol.events import PortEvent, PortInit
 from spicebridge.transport.address import (
     DEFAULT_URI,
@@ -52,6 +57,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_URI",
+    "MAX_CHANNEL_TYPE",
+    "USER_DEFINED_START",
     "Address",
     "Application",
     "ApplicationError",

@@ -35,7 +35,7 @@ class BridgeStatus:
         """Logs an event of this bridge.
 
         Args:
-            event: its name for scripts: ready, app-connected, app-gone, linked, unlinked, error.
+            event: its name for scripts; spicebridge(1) has them all.
             text: the same for people.
             level: as `logging` has them.
             fields: more of it, for scripts; the byte counts are always among them.

@@ -130,11 +130,7 @@ class ServedBridge:
         No program is started for it, and nothing that an application has written is lost to it.
         """
         with anyio.move_on_after(ASKING_TIME):
-            while (items := await channel.receive()) is not None:
-                if any(isinstance(item, memoryview) for item in items):
-                    channel.hold(items)
-                    return False
-            return True
+            return not await _until_data(channel)
         return False
 
     async def _until_application(self, channel: Channel) -> bool:
@@ -165,12 +161,9 @@ class ServedBridge:
         Once it has sent something that waits for an application, nothing more is read, and
         nothing tells of its end but a look now and then.
         """
-        while (items := await channel.receive()) is not None:
-            if any(isinstance(item, memoryview) for item in items):
-                channel.hold(items)
-                while not channel.peer_ended():
-                    await anyio.sleep(_LOOK_EVERY)
-                return
+        if await _until_data(channel):
+            while not channel.peer_ended():
+                await anyio.sleep(_LOOK_EVERY)
 
     async def _run_join(self, channel: Channel) -> Ended:
         application = self._application
@@ -219,6 +212,15 @@ class ServedBridge:
                 self._free.set()
             if not self._endpoint.repeats:
                 self.done.set()
+
+
+async def _until_data(channel: Channel) -> bool:
+    """Waits until a client has sent bytes, which are held (True), or has gone (False)."""
+    while (items := await channel.receive()) is not None:
+        if any(isinstance(item, memoryview) for item in items):
+            channel.hold(items)
+            return True
+    return False
 
 
 async def _tell(channel: Channel, event: PortEventType) -> None:

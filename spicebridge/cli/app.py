@@ -149,7 +149,7 @@ def _bridge(
     address = server_address(uri)
 
     def run(password: str) -> int:
-        specs = _parse(texts)
+        specs = _parse(texts)  # anew: local ends belong to one event loop
 
         async def action(stop: anyio.Event, ready: Ready) -> None:
             await run_bridges(address, specs, password=password, stop=stop, ready=ready)

@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from typing import Final, Literal, cast
 
 from spicebridge import (
+    MAX_CHANNEL_TYPE,
+    USER_DEFINED_START,
     BridgeSpec,
     ChannelType,
     ChannelWanted,
@@ -69,8 +71,7 @@ _ONLY_WITH: Final[Mapping[str, tuple[str, ...]]] = {
     "linger": ("stdio", "unixsocket", "tcp"),
 }
 
-_MIN_USER_TYPE: Final = 128
-_MAX_BYTE: Final = 255
+_MAX_INSTANCE: Final = 255  # one byte in the link message
 _MAX_PERM: Final = 0o777
 _MAX_FD: Final = 2**31 - 1
 
@@ -155,7 +156,9 @@ def _number(key: str, text: str, maximum: int, base: int = 10) -> int:
 
 def _channel(values: Mapping[str, str]) -> ChannelWanted:
     port, channelid = values.get("port"), values.get("channelid")
-    instance = _number("instance", values["instance"], _MAX_BYTE) if "instance" in values else None
+    instance = (
+        _number("instance", values["instance"], _MAX_INSTANCE) if "instance" in values else None
+    )
     if port is not None:
         if channelid not in {None, "port"}:
             raise UsageError("port= and channelid= name two channels", "keep one of them")
@@ -173,9 +176,9 @@ def _channel_type(text: str) -> int:
     if text in CHOICES["channelid"]:
         return ChannelType[text.upper()]
     number = int(text) if re.fullmatch("[0-9]{1,3}", text) else -1
-    if _MIN_USER_TYPE <= number <= _MAX_BYTE:
+    if USER_DEFINED_START <= number <= MAX_CHANNEL_TYPE:
         return number
-    hint = f"user-defined types are {_MIN_USER_TYPE} to {_MAX_BYTE}, others are "
+    hint = f"user-defined types are {USER_DEFINED_START} to {MAX_CHANNEL_TYPE}, others are "
     raise UsageError(f"channelid={text} is no channel type", hint + _or(CHOICES["channelid"]))
 
 

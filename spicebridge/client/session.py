@@ -15,7 +15,6 @@ from spicebridge.client.linking import link
 from spicebridge.errors import (
     ChannelBusyError,
     ChannelNotFoundError,
-    ProtocolError,
     SessionLostError,
     SpicebridgeError,
     one_error,
@@ -244,13 +243,9 @@ class Session:
             while True:
                 await self._receive()
         except SpicebridgeError as error:
-            self.failure = (
-                error
-                if isinstance(error, (SessionLostError, ProtocolError))
-                and not isinstance(error, ChannelClosedError)
-                else SessionLostError(f"the session has ended: {error}")
-            )
-            self.failure.at(self.address)
+            if isinstance(error, ChannelClosedError):  # of main: there is no session without it
+                error = SessionLostError(f"the session has ended: {error}")
+            self.failure = error.at(self.address)
             self.lost.set()
 
 

@@ -46,6 +46,7 @@ USER_DEFINED_START: Final = 128
 """First channel type for users (SPICE_CHANNEL_USER_DEFINED_START, proposed in 2011)."""
 
 MAX_CHANNEL_TYPE: Final = 255
+"""It is one byte in the link message."""
 
 
 class LinkErr(IntEnum):

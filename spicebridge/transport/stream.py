@@ -125,16 +125,11 @@ class Stream:
             return True
         if self._ended and self._reader != self._writer:
             return False  # there is nothing left to ask
-        poll = select.poll()
-        poll.register(self._writer, 0)
-        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+        return _happened(self._writer, select.POLLHUP | select.POLLERR)
 
     def peer_ended(self) -> bool:
         """Whether the peer of a socket has ended its sending, though not all of it was read."""
-        poll = select.poll()
-        poll.register(self._reader, select.POLLRDHUP)
-        ended = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-        return any(event & ended for _, event in poll.poll(0))
+        return _happened(self._reader, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
 
     # Writing
 
@@ -198,3 +193,10 @@ class Stream:
             self._close()
             # the kernel may give the numbers to somebody else at once
             self._reader = self._writer = -1
+
+
+def _happened(fd: int, events: int) -> bool:
+    """Whether any of these events of poll(2) is there at this moment."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return any(event & events for _, event in poll.poll(0))
