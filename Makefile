@@ -42,7 +42,7 @@ $(VENV)/created:
 
 $(VENV)/installed: $(VENV)/created $(SOURCES)
 	$(PIP) install --force-reinstall --no-deps .
-	$(PIP) install .
+	$(PIP) install '.[webdav]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
