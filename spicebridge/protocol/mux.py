@@ -10,8 +10,9 @@ What spice-webdavd adds, and what follows from it:
 - It takes ids from pointers and uses them again; a connection that said nothing ends with size 0
   for an id that nobody has seen.
 - It ignores size 0 from us: the guest may go on sending for a stream that we have ended. That is
-  dropped until its own size 0 comes; but where the guest's program was killed none ever comes, so
-  an id that has been silent for `FORGET_AFTER` seconds is free again, too.
+  dropped until its own size 0 comes. None comes where the guest's program was killed, and a program
+  that keeps its connection never learns that we have ended it; so an id that has been silent for
+  `FORGET_AFTER` seconds is free, too, and what comes then is a new stream's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import string
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 from spicebridge.errors import ProtocolError
 
@@ -32,8 +33,8 @@ MUX_HEADER: Final = _HEADER.size
 MAX_MUX_DATA: Final = 0xFFFF
 """Bytes of data in one frame; the size is a uint16."""
 
-FORGET_AFTER: Final = 10.0
-"""Seconds of silence after which an id that we have ended, and the peer has not, is free again."""
+FORGET_AFTER: Final = 2.0
+"""Seconds since its last frame after which an id that we alone have ended is free again."""
 
 _MAX_ENDED: Final = 65536
 """Ids that are remembered as ended by us; a guest has far fewer connections."""
@@ -138,6 +139,8 @@ class MuxStream:
         peer_ended: whether the peer has sent size 0.
         ended: whether we have.
         replaced: whether the peer has begun another stream with this id: nothing more may be sent.
+        replaces: the stream that this one has replaced, if we had not ended that.
+        spoke: when the peer has sent the last data, on the clock of `Mux.receive_data`.
     """
 
     def __init__(self, client_id: int) -> None:
@@ -145,6 +148,8 @@ class MuxStream:
         self.peer_ended = False
         self.ended = False
         self.replaced = False
+        self.replaces: Self | None = None
+        self.spoke = float("-inf")
 
 
 S = TypeVar("S", bound=MuxStream)
@@ -216,6 +221,7 @@ class Mux(Generic[S]):
             else:
                 self._plausibility.known()
             if stream is not None:
+                stream.spoke = now
                 found.append((stream, piece))
             else:
                 self.dropped_frames += begins or self._receiver is not None
@@ -232,9 +238,10 @@ class Mux(Generic[S]):
             return None
         self._judge(self._plausibility.new(client_id, size))
         self._ended.pop(client_id, None)
+        self._streams[client_id] = stream = self._new(client_id)
         if old is not None:
             old.replaced = True
-        self._streams[client_id] = stream = self._new(client_id)
+            stream.replaces = old
         return stream
 
     def _remember(self, client_id: int, now: float) -> None:
@@ -290,17 +297,15 @@ class Mux(Generic[S]):
             del self._streams[stream.id]
         return True
 
-    def abandon(self, stream: S, now: float) -> None:
+    def abandon(self, stream: S) -> None:
         """Takes nothing more of a stream that we have ended; what still comes is dropped.
 
-        Args:
-            stream: it; one that has ended both ways is left alone.
-            now: as in `receive_data`.
+        One that has ended both ways is left alone.
         """
         if self._streams.get(stream.id) is stream:
             del self._streams[stream.id]
             if not stream.peer_ended:
-                self._remember(stream.id, now)
+                self._remember(stream.id, stream.spoke)
 
     def reset(self) -> list[S]:
         """Forgets everything, as when the port was closed.

@@ -26,6 +26,7 @@ class Life:
         self.id = client_id
         self.stream: MuxStream | None = None
         self.peer_ended = self.ended = self.replaced = False
+        self.spoke = 0.0  # when its last data arrived
 
 
 class OnTheWire:
@@ -158,6 +159,7 @@ class Guest(RuleBasedStateMachine):
         if each.place == HEADER + 1:
             each.receiver = self._receiver(each.id)
         if each.receiver is not None and self.live.get(each.id) is each.receiver:
+            each.receiver.spoke = self.now
             append(expected, each.receiver, byte)
             return
         self.heard[each.id] = self.now
@@ -192,10 +194,10 @@ class Guest(RuleBasedStateMachine):
         life = self._one(data)
         self._end(life)
         assert life.stream is not None
-        self.mux.abandon(life.stream, self.now)
+        self.mux.abandon(life.stream)
         if self.live.get(life.id) is life:
             del self.live[life.id]
-            self.heard[life.id] = self.now
+            self.heard[life.id] = life.spoke
         if count:
             self._speak(life.id, count)
         self._arrive(arrive)
@@ -284,8 +286,9 @@ def test_an_id_used_again_at_once_is_another_stream_and_nothing_more_is_sent_for
     assert new is not old
     assert data == b"new"
     assert (old.replaced, new.replaced) == (True, False)
+    assert (old.replaces, new.replaces) == (None, old)
     assert not side.end(old)
-    side.abandon(old, 0.0)
+    side.abandon(old)
     assert feed(side, frame(1, b"more")) == [(new, b"more")]
     assert side.end(new)
 
@@ -308,9 +311,9 @@ def test_a_stream_that_we_have_ended_still_gives_what_the_peer_sends() -> None:
 
 def abandoned(side: Mux[MuxStream], client_id: int, now: float = 0.0) -> MuxStream:
     """A stream that the peer opened and we take nothing more of."""
-    stream = opened(side, client_id)
+    ((stream, _),) = feed(side, frame(client_id, b"x"), now)
     assert side.end(stream)
-    side.abandon(stream, now)
+    side.abandon(stream)
     return stream
 
 
@@ -334,13 +337,22 @@ def test_an_abandoned_id_is_free_again_after_a_time_of_silence_and_not_before() 
     assert not side._ended
 
 
+def test_an_id_that_was_silent_for_long_when_we_abandoned_it_is_free_at_once() -> None:
+    """A server has closed an idle connection, and the guest's program does not know."""
+    side = mux()
+    old = abandoned(side, 1)
+    ((new, data),) = feed(side, frame(1, b"another request"), FORGET_AFTER)
+    assert new is not old
+    assert data == b"another request"
+
+
 @pytest.mark.parametrize("cut", range(1, 5))
 def test_the_rest_of_a_frame_never_opens_a_stream_however_late_it_comes(cut: int) -> None:
     side = mux()
     said = frame(1, b"12345")
     ((stream, _),) = feed(side, said[: HEADER + cut])
     assert side.end(stream)
-    side.abandon(stream, 0.0)
+    side.abandon(stream)
     assert feed(side, said[HEADER + cut :], 5 * FORGET_AFTER) == []
     assert (side.dropped_frames, side.dropped) == (1, 5 - cut)
     assert feed(side, frame(1, b"still the old one"), 5 * FORGET_AFTER + 1) == []
@@ -362,7 +374,7 @@ def test_after_a_reset_every_id_is_new_and_the_old_streams_have_nothing_to_send(
     assert [stream.id for stream in side.reset()] == [3, 2]
     assert side.missing == 0
     assert not side.end(old)
-    side.abandon(old, 0.0)
+    side.abandon(old)
     assert opened(side, 1)
     assert opened(side, 2) is not old
 
@@ -433,7 +445,7 @@ def test_nothing_is_left_of_many_streams_that_came_and_went() -> None:
         stream = opened(side, 0x7F00_0000_0000 + number % 3000 * 16)
         assert side.end(stream)
         if number % 2:
-            side.abandon(stream, 0.0)
+            side.abandon(stream)
         feed(side, frame(stream.id))
     assert not side._streams
     assert not side._ended
