@@ -1,18 +1,22 @@
 """HTTP/1.1 with cheroot, on connections that are handed to us, a thread for each.
 
-cheroot's own pool of threads would be full as soon as some clients stop reading, and its idle
-connections would be closed after a time; here a connection waits as long as its client does, since
-spice-webdavd in the guest is not told when we close one. A thread that waits costs next to nothing.
+cheroot's own pool of threads would be full as soon as some clients stop reading, and would cut off
+those that stop for some seconds; here a connection waits as long as its client does, and a thread
+that waits costs next to nothing. Only one that waits for its next request is closed after `IDLE`:
+spice-webdavd does not tell when a program in the guest was killed. One that lives and asks again
+gets a new connection; it does not even notice.
 """
 
 from __future__ import annotations
 
 import io
+import select
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from cheroot import wsgi
@@ -22,6 +26,9 @@ from spicebridge.endpoints.share_server.requests import BLOCK_SIZE, report
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+IDLE: Final = 120.0
+"""Seconds that a connection may wait for its next request."""
 
 _MAX_HEADERS: Final = 64 * 1024  # bytes
 _MAX_CHUNK_LINE: Final = 4096  # bytes: a chunk's size and its extensions (RFC 9112, 7.1)
@@ -41,13 +48,28 @@ class _Wire(io.RawIOBase):
         self._socket = sock
         self._pending: list[memoryview] = []
         self._size = 0
+        self._patience: float | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         self.flush()
+        if self._patience is not None:
+            poll = select.poll()  # a select could not take a descriptor over 1023
+            poll.register(self._socket, select.POLLIN)
+            if not poll.poll(self._patience * 1000):
+                raise TimeoutError
         return self._socket.recv_into(buffer)
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """Reads within it raise TimeoutError once nothing has come for so long."""
+        self._patience = seconds
+        try:
+            yield
+        finally:
+            self._patience = None
 
     def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data)
@@ -183,10 +205,13 @@ class Server(wsgi.Server):
             self, sock, lambda _sock, mode, size: io.BufferedReader(wire) if "r" in mode else wire
         )
         try:
-            while connection.communicate():
-                pass
+            while True:
+                with wire.limited(IDLE):
+                    connection.rfile.peek(1)
+                if not connection.communicate():
+                    break
             wire.flush()
-        except OSError:  # the client has gone
+        except OSError:  # the client has gone, or has been silent for long
             pass
         finally:
             with self._changing:
