@@ -97,9 +97,11 @@ class ProcessEndpoint(Endpoint):
 
     async def accept(self) -> Application:
         """Starts it."""
-        child_in, writer = os.pipe()
-        reader, child_out = os.pipe()
+        fds: list[int] = []
         try:
+            fds += os.pipe()
+            fds += os.pipe()
+            child_in, writer, reader, child_out = fds
             for fd in (reader, writer):
                 os.set_blocking(fd, False)
             for fd in (child_in, child_out):
@@ -112,17 +114,14 @@ class ProcessEndpoint(Endpoint):
                 env={name: value for name, value in os.environ.items() if name != _SECRET},
                 start_new_session=True,  # Ctrl-C is for us; the program gets end of file
             )
-        except OSError as error:
-            os.close(reader)
-            os.close(writer)
-            raise EndpointError(f"{self.name}: {error.strerror}") from error
-        except BaseException:
-            os.close(reader)
-            os.close(writer)
+        except BaseException as error:
+            for fd in fds:
+                os.close(fd)
+            if isinstance(error, OSError):
+                raise EndpointError(f"{self.name}: {error.strerror}") from error
             raise
-        finally:
-            os.close(child_in)
-            os.close(child_out)
+        os.close(child_in)
+        os.close(child_out)
         stream = Stream.of_pair(reader, writer)
         return ProcessApplication(process, self._command, stream)
 

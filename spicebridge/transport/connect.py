@@ -49,7 +49,10 @@ async def connect(address: Address) -> Stream:
 
 
 async def _connect_unix(address: UnixAddress) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # no more descriptors
+        raise _refused(address, error) from error
     sock.setblocking(False)
     try:
         while True:

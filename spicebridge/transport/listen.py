@@ -16,7 +16,7 @@ from spicebridge.errors import EndpointError
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
 from spicebridge.transport.stream import Stream
 
-_BACKLOG: Final = 128
+_BACKLOG: Final = 4096  # the kernel takes what net.core.somaxconn allows
 _MAX_UNIX_PATH: Final = 107  # bytes of sun_path, its NUL apart (unix(7))
 _PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid (socket(7))
 
