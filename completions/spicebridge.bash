@@ -30,7 +30,7 @@ _spicebridge_offer() {
     done
 }
 
-# Offers files (-f) or commands (-c), as $3 says, that begin with $2, with $1 before each; as $4
+# Offers files (-f), folders (-d) or commands (-c), as $3 says, that begin with $2, with $1 before each; as $4
 # "spec" where they are values of a specification
 _spicebridge_files() {
     local head=$1 start=$2 file
@@ -45,7 +45,7 @@ _spicebridge_files() {
 # Completes the specification $2, with $1 before it
 _spicebridge_spec() {
     local head=$1 spec=$2 bare item key value used
-    local ends='unixsocket tcp pipe stdio exec pty fd'
+    local ends='unixsocket tcp pipe stdio exec pty fd share'
     bare=${spec//,,/..}  # as long as before, with the separating commas only
     bare=${bare%"${bare##*,}"}
     item=${spec:${#bare}}
@@ -61,13 +61,17 @@ _spicebridge_spec() {
             mode)
                 _spicebridge_offer "$head" "$value" listen connect ;;
             demux)
-                _spicebridge_offer "$head" "$value" off ;;
+                _spicebridge_offer "$head" "$value" on off ;;
+            readonly)
+                _spicebridge_offer "$head" "$value" off on ;;
             attach)
                 _spicebridge_offer "$head" "$value" demand always ;;
             on-close)
                 _spicebridge_offer "$head" "$value" eof keep ;;
             unixsocket | pipe | pty)
                 _spicebridge_files "$head" "${value//,,/,}" -f spec ;;
+            share)
+                _spicebridge_files "$head" "${value//,,/,}" -d spec ;;
             exec)
                 _spicebridge_files "$head" "${value//,,/,}" -c spec ;;
         esac
@@ -77,7 +81,8 @@ _spicebridge_spec() {
     used=,${spec:0:${#bare}}
     used=${used//,,/..}
     for key in channelid= instance= port= unixsocket= tcp= pipe= stdio exec= pty fd= \
-        mode= demux= attach= perm= on-close= linger=; do
+        share= mode= demux= attach= perm= on-close= linger= buffer= stall= max-streams= \
+        readonly=; do
         [[ $used == *,"${key%=}"[=,]* ]] && continue
         if [[ " $ends " == *" ${key%=} "* && $used =~ ,(${ends// /|})[=,] ]]; then
             continue  # there is a local end already
@@ -92,6 +97,7 @@ _spicebridge_value() {
         --custom-channel) _spicebridge_spec "$2" "$3" ;;
         --log-format) _spicebridge_offer "$2" "$3" text json ;;
         --password-file) _spicebridge_files "$2" "$3" -f ;;
+        --share) _spicebridge_files "$2" "$3" -d ;;
         --listen)
             if [[ $3 == unix:* ]]; then
                 _spicebridge_files "$2unix:" "${3#unix:}" -f
@@ -104,9 +110,9 @@ _spicebridge_value() {
 
 _spicebridge() {
     local words cur quote='' command=bridge option='' uri='' i
-    local with_value=' --custom-channel --password-file --ready-fd --log-format --listen '
+    local with_value=' --custom-channel --share --password-file --ready-fd --log-format --listen '
     local -A options=(
-        [bridge]='--custom-channel --password-file --ready-fd --log-format
+        [bridge]='--custom-channel --share --password-file --ready-fd --log-format
             -v --verbose -q --quiet --version --help'
         [list]='--json --password-file --log-format -v --verbose -q --quiet --help'
         [serve]='--custom-channel --listen --password-file --ready-fd --log-format

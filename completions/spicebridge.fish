@@ -9,7 +9,7 @@ function __spicebridge_command
             continue
         end
         switch $word
-            case --custom-channel --password-file --ready-fd --log-format --listen
+            case --custom-channel --share --password-file --ready-fd --log-format --listen
                 set option $word
             case '-*'
             case list serve demo
@@ -36,7 +36,7 @@ function __spicebridge_no_uri
             continue
         end
         switch $word
-            case --custom-channel --password-file --ready-fd --log-format --listen
+            case --custom-channel --share --password-file --ready-fd --log-format --listen
                 set option $word
             case '-*' list
             case '*'
@@ -75,12 +75,14 @@ function __spicebridge_spec
             case mode
                 set values listen connect
             case demux
-                set values off
+                set values on off
             case attach
                 set values demand always
             case on-close
                 set values eof keep
-            case unixsocket pipe pty
+            case readonly
+                set values off on
+            case unixsocket pipe pty share
                 __spicebridge_files $head $pair[2]
             case exec
                 for word in (complete -C $pair[2])
@@ -94,7 +96,7 @@ function __spicebridge_spec
     end
 
     set -l used (string replace -r '=.*' '' -- $parts)
-    set -l ends unixsocket tcp pipe stdio exec pty fd
+    set -l ends unixsocket tcp pipe stdio exec pty fd share
     set -l ended no
     for key in $used
         contains -- $key $ends; and set ended yes
@@ -110,12 +112,17 @@ function __spicebridge_spec
         'exec= local end: a program' \
         'pty local end: a pseudo-terminal' \
         'fd= local end: a descriptor that is open both ways' \
+        'share= local end: a folder, over WebDAV' \
         'mode= listen or connect, for unixsocket and tcp' \
-        'demux= off for raw bytes' \
+        'demux= on for an application for each stream, off for raw bytes' \
         'attach= when to link the channel' \
         'perm= mode of a created socket or FIFO' \
         'on-close= what the guest\'s closing does' \
-        'linger= seconds of silence after end of file'
+        'linger= seconds of silence after end of file' \
+        'buffer= bytes held for each stream' \
+        'stall= seconds that a full stream may take nothing' \
+        'max-streams= streams at once' \
+        'readonly= on to refuse writing to the shared folder'
         set -l pair (string split -m 1 ' ' -- $line)
         set -l key (string trim -r -c = -- $pair[1])
         contains -- $key $used; and continue
@@ -153,6 +160,8 @@ complete -c spicebridge -n '__spicebridge_is none list; and __spicebridge_no_uri
 
 complete -c spicebridge -n '__spicebridge_is none bridge serve' -l custom-channel -x \
     -a '(__spicebridge_spec)' -d 'Bridge a channel'
+complete -c spicebridge -n '__spicebridge_is none bridge' -l share -x \
+    -a '(__fish_complete_directories)' -d 'Share a folder with the guest'
 complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l password-file -r -F \
     -d 'Read the password from the first line of a file'
 complete -c spicebridge -n '__spicebridge_is none bridge serve' -l ready-fd -x \

@@ -10,9 +10,9 @@ The Python API, all of it; the command line uses nothing else::
             print(await channel.read())
 """
 
-from spicebridge.bridge.report import BridgeStatus, Ready
+from spicebridge.bridge.report import BridgeStatus, Ready, StreamCount
 from spicebridge.bridge.serving import serve_bridges
-from spicebridge.bridge.spec import BridgeSpec, ChannelWanted
+from spicebridge.bridge.spec import BridgeSpec, ChannelWanted, Limits
 from spicebridge.bridge.supervisor import run_bridges
 from spicebridge.channel import Channel, ChannelClosedError
 from spicebridge.client.session import ChannelInfo, PortInfo, Session, open_session
@@ -21,6 +21,7 @@ from spicebridge.endpoints.inherited import InheritedEndpoint
 from spicebridge.endpoints.pipe import PipeEndpoint
 from spicebridge.endpoints.process import ProcessEndpoint
 from spicebridge.endpoints.pty import PtyEndpoint
+from spicebridge.endpoints.share import ShareEndpoint
 from spicebridge.endpoints.sockets import ConnectingEndpoint, ListeningEndpoint
 from spicebridge.endpoints.stdio import StdioEndpoint
 from spicebridge.errors import (
@@ -76,6 +77,7 @@ __all__ = [
     "Endpoint",
     "EndpointError",
     "InheritedEndpoint",
+    "Limits",
     "LinkRefusedError",
     "ListeningEndpoint",
     "LoginError",
@@ -89,8 +91,10 @@ __all__ = [
     "Ready",
     "Session",
     "SessionLostError",
+    "ShareEndpoint",
     "SpicebridgeError",
     "StdioEndpoint",
+    "StreamCount",
     "TcpAddress",
     "UnixAddress",
     "UsageError",

@@ -27,6 +27,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return backend
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_bridges() -> Iterator[None]:
+    """`spicebridge list` meets no bridges but those of these tests."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A folder whose path is short enough for Unix sockets."""

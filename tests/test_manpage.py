@@ -24,6 +24,7 @@ from spicebridge.cli.log import LogFormat
 from spicebridge.cli.options import URI_VARIABLE
 from spicebridge.cli.password import VARIABLE as PASSWORD_VARIABLE
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS, parse_custom_channel
+from spicebridge.cli.status import VARIABLE as RUNTIME_VARIABLE
 from spicebridge.client.session import BUSY_TIMEOUT
 from spicebridge.endpoints.process import EXIT_TIMEOUT
 from spicebridge.endpoints.sockets import TCP_LINGER
@@ -136,6 +137,7 @@ def test_it_has_the_sections_that_users_look_for() -> None:
         "DESCRIPTION",
         "OPTIONS",
         SPECIFICATION,
+        "STREAMS",
         "COMMANDS",
         "CLOSING AND SIGNALS",
         "LOG",
@@ -295,8 +297,8 @@ def test_the_members_of_a_channel_in_json_are_described() -> None:
 
 def test_the_environment_described_is_that_of_the_code() -> None:
     described = set(_items("ENVIRONMENT"))
-    assert described == {URI_VARIABLE, PASSWORD_VARIABLE}
-    mentioned = set(re.findall(r"SPICEBRIDGE_[A-Z]+", "\n".join(_source())))
+    assert described == {URI_VARIABLE, PASSWORD_VARIABLE, RUNTIME_VARIABLE}
+    mentioned = set(re.findall(r"(?:SPICEBRIDGE|XDG)_[A-Z_]+", "\n".join(_source())))
     assert mentioned == described
 
 
@@ -352,9 +354,9 @@ def test_each_example_can_be_taken(words: list[str]) -> None:
     name, command, rest = group.resolve_command(parsed, [*parsed._protected_args, *parsed.args])
     given = command.make_context(name, rest).params
     for spec in given.get("custom_channel") or []:
-        parse_custom_channel(spec)
+        parse_custom_channel(spec, serving=name == "serve")
     if given.get("uri") and not given["uri"].startswith("$"):
         parse_uri(given["uri"])
     if given.get("listen"):
         parse_host_port(given["listen"])
-    assert name != "bridge" or given["custom_channel"]
+    assert name != "bridge" or given["custom_channel"] or given["share"]

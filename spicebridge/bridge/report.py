@@ -8,10 +8,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from spicebridge.bridge.join import Traffic
+from spicebridge.bridge.stream import BridgedStream
+from spicebridge.client.session import ChannelInfo, Session
 from spicebridge.errors import SpicebridgeError
 from spicebridge.transport.address import Address
 
 log = logging.getLogger("spicebridge")
+
+
+@dataclass
+class StreamCount:
+    """The streams of a demultiplexed bridge.
+
+    Attributes:
+        open: streams at the moment.
+        total: streams since it began.
+    """
+
+    open: int = 0
+    total: int = 0
 
 
 @dataclass
@@ -21,14 +36,18 @@ class BridgeStatus:
     Attributes:
         name: what the log calls it.
         end: its local end, as far as that tells more than the specification once it is open.
+        channel: what it has of the server's channels; None until that was found.
         state: what it is doing, in a word or two.
         traffic: bytes moved since it began.
+        streams: how many there are and were; None where the bytes are raw.
     """
 
     name: str
     end: str = ""
+    channel: ChannelInfo | None = None
     state: str = "starting"
     traffic: Traffic = field(default_factory=Traffic)
+    streams: StreamCount | None = None
     _before: Traffic = field(default_factory=Traffic)  # when the application came
 
     def event(self, event: str, text: str, level: int = logging.INFO, **fields: object) -> None:
@@ -81,6 +100,33 @@ class BridgeStatus:
         lost = f", {undelivered} undelivered" if undelivered else ""
         self.event("app-gone", f"{text}{lost})", app=name, undelivered=undelivered)
 
+    def stream_began(self, stream: BridgedStream) -> None:
+        """Counts a stream, and logs it for those who ask for details."""
+        if self.streams is not None:
+            self.streams.open += 1
+            self.streams.total += 1
+        self.event(
+            "stream-open", f"stream {stream.id} opened", logging.DEBUG, id=stream.id, up=0, down=0
+        )
 
-Ready = Callable[[Address, Sequence[BridgeStatus]], None]
-"""Called once when everything is there, with the server's address and the bridges."""
+    def stream_ended(self, stream: BridgedStream) -> None:
+        """The same at its end, with what it has moved."""
+        if self.streams is not None:
+            self.streams.open -= 1
+        text = f"stream {stream.id} ended{f': {stream.why}' if stream.why else ''}"
+        lost = f", {stream.undelivered} undelivered" if stream.undelivered else ""
+        self.event(
+            "stream-end",
+            f"{text} ({stream.up} bytes up, {stream.down} down{lost})",
+            logging.DEBUG,
+            id=stream.id,
+            up=stream.up,
+            down=stream.down,
+            undelivered=stream.undelivered,
+            reason=stream.why,
+        )
+
+
+Ready = Callable[[Address, Sequence[BridgeStatus], Session | None], None]
+"""Called once when everything is there, with the server's address, the bridges, and the session
+that they share; None where we are the server."""

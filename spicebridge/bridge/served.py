@@ -9,15 +9,17 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from spicebridge.bridge.join import Ended, Join, dismiss
 from spicebridge.bridge.report import BridgeStatus
-from spicebridge.bridge.spec import BridgeSpec
+from spicebridge.bridge.spec import BridgeSpec, ChannelWanted
 from spicebridge.channel import Channel
 from spicebridge.endpoints.base import Application
 from spicebridge.errors import ApplicationError
-from spicebridge.protocol.constants import Msg, PortEventType
+from spicebridge.protocol.constants import ChannelType, Msg, PortEventType
 from spicebridge.protocol.events import PortEvent, PortInit
 from spicebridge.protocol.messages import encode_port_event, encode_port_init, has_port_events
 
 _LOOK_EVERY: Final = 0.1  # seconds between two looks at whether a client is still there
+
+_WEBDAV_NAME: Final = "org.spice-space.webdav.0"
 
 ASKING_TIME: Final = 0.1
 """Seconds that a client which only asks for the name of a port has to go again."""
@@ -101,11 +103,10 @@ class ServedBridge:
         events = has_port_events(channel.linked.request.channel_type)
         told_open = self._application is not None
         if events:
-            port = PortInit(self._spec.channel.port or "", told_open)
-            await channel.send_message(Msg.PORT_INIT, encode_port_init(port))
+            await channel.send_message(Msg.PORT_INIT, port_init(self._spec.channel, told_open))
         self.status.event("linked", f"{channel.name} linked", channel=channel.name)
         try:
-            if events and await self._only_asks(channel):
+            if events and await only_asks(channel):
                 return
             while await self._until_application(channel):
                 if events and not told_open:
@@ -123,15 +124,6 @@ class ServedBridge:
         finally:
             self.status.state = "waiting"
             self.status.event("unlinked", f"{channel.name} unlinked", channel=channel.name)
-
-    async def _only_asks(self, channel: Channel) -> bool:
-        """Whether the client was here for the port's name alone, and has gone at once.
-
-        No program is started for it, and nothing that an application has written is lost to it.
-        """
-        with anyio.move_on_after(ASKING_TIME):
-            return not await _until_data(channel)
-        return False
 
     async def _until_application(self, channel: Channel) -> bool:
         """Waits for an application; returns False if the client goes first, or we stop."""
@@ -212,6 +204,22 @@ class ServedBridge:
                 self._free.set()
             if not self._endpoint.repeats:
                 self.done.set()
+
+
+def port_init(channel: ChannelWanted, opened: bool) -> bytes:
+    """The PORT_INIT of a channel that is served; webdav has the name that QEMU gives it."""
+    name = channel.port or ("" if channel.type != ChannelType.WEBDAV else _WEBDAV_NAME)
+    return encode_port_init(PortInit(name, opened))
+
+
+async def only_asks(channel: Channel) -> bool:
+    """Whether the client was here for the port's name alone, and has gone at once.
+
+    No program is started for it, and nothing that an application has written is lost to it.
+    """
+    with anyio.move_on_after(ASKING_TIME):
+        return not await _until_data(channel)
+    return False
 
 
 async def _until_data(channel: Channel) -> bool:

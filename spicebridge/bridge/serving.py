@@ -10,8 +10,10 @@ import anyio
 
 from spicebridge.bridge.report import Ready
 from spicebridge.bridge.served import ServedBridge
+from spicebridge.bridge.served_demux import ServedDemux
 from spicebridge.bridge.spec import BridgeSpec
 from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
+from spicebridge.client.session import ChannelInfo
 from spicebridge.errors import UsageError, one_error
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address
@@ -20,7 +22,10 @@ from spicebridge.transport.listen import listen
 _INSTANCES: Final = 256  # of a channel type: the id is one byte
 
 
-def offers(specs: Sequence[BridgeSpec], bridges: Sequence[ServedBridge]) -> list[Offer]:
+Served = ServedBridge | ServedDemux
+
+
+def offers(specs: Sequence[BridgeSpec], bridges: Sequence[Served]) -> list[Offer]:
     """The channels of an endpoint; a spec without an instance gets the lowest free one.
 
     Raises:
@@ -76,8 +81,13 @@ async def serve_bridges(
         SpicebridgeError: what went wrong, see `errors`.
     """
     stop = stop or anyio.Event()
-    bridges = [ServedBridge(spec) for spec in specs]
-    endpoint = SpiceEndpoint(offers(specs, bridges), password)
+    bridges = [
+        ServedDemux(spec, spec.demux) if spec.demux else ServedBridge(spec) for spec in specs
+    ]
+    offered = offers(specs, bridges)
+    for bridge, offer in zip(bridges, offered, strict=True):
+        bridge.status.channel = ChannelInfo(offer.type, offer.id)
+    endpoint = SpiceEndpoint(offered, password)
     async with AsyncExitStack() as stack:
         for bridge, spec in zip(bridges, specs, strict=True):
             await stack.enter_async_context(spec.endpoint)
@@ -90,7 +100,7 @@ async def serve_bridges(
                     await tasks.start(bridge.run)
                 tasks.start_soon(endpoint.serve, listener)
                 if ready is not None:
-                    ready(listener.address, [bridge.status for bridge in bridges])
+                    ready(listener.address, [bridge.status for bridge in bridges], None)
                 await _until_done(bridges, stop)
                 for bridge in bridges:
                     bridge.stop()
@@ -99,7 +109,7 @@ async def serve_bridges(
                 tasks.cancel_scope.cancel()
 
 
-async def _until_done(bridges: Sequence[ServedBridge], stop: anyio.Event) -> None:
+async def _until_done(bridges: Sequence[Served], stop: anyio.Event) -> None:
     """Waits until all bridges have nothing left to offer, or we are to stop."""
     async with anyio.create_task_group() as tasks:
 

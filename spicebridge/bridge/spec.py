@@ -24,6 +24,22 @@ class ChannelWanted:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the streams of a demultiplexed channel may cost.
+
+    Attributes:
+        buffer: bytes held for each stream whose application is slow; then the channel waits.
+        stall: seconds that it waits for an application that takes nothing, before it ends that
+            stream alone.
+        max_streams: streams at once; more are refused.
+    """
+
+    buffer: int = 1024 * 1024
+    stall: float = 30.0
+    max_streams: int = 1024
+
+
+@dataclass(frozen=True)
 class BridgeSpec:
     """One ``--custom-channel``.
 
@@ -33,6 +49,7 @@ class BridgeSpec:
         endpoint: the local end.
         attach: ``demand`` links the channel while an application is there, ``always`` at once.
         on_close: what the application sees when the guest closes the port: ``eof``, or ``keep``.
+        demux: one application for each stream of the mux, within these limits; None for raw bytes.
     """
 
     name: str
@@ -40,3 +57,4 @@ class BridgeSpec:
     endpoint: Endpoint
     attach: Literal["demand", "always"] = "demand"
     on_close: Literal["eof", "keep"] = "eof"
+    demux: Limits | None = None

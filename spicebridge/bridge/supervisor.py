@@ -8,6 +8,7 @@ from typing import Final
 
 import anyio
 
+from spicebridge.bridge.demux import DemuxBridge
 from spicebridge.bridge.raw import RawBridge
 from spicebridge.bridge.report import Ready
 from spicebridge.bridge.resolve import resolve
@@ -45,7 +46,7 @@ async def run_bridges(
             the session.
     """
     stop = stop or anyio.Event()
-    bridges = [RawBridge(spec) for spec in specs]
+    bridges = [DemuxBridge(spec, spec.demux) if spec.demux else RawBridge(spec) for spec in specs]
     up = False
     failure: SpicebridgeError | None = None
 
@@ -66,9 +67,11 @@ async def run_bridges(
             session = await stack.enter_async_context(open_session(address, password))
             channels = [await resolve(session, spec.channel) for spec in specs]
             _refuse_twice(channels)
+            for bridge, channel in zip(bridges, channels, strict=True):
+                bridge.status.channel = channel
             up = True
             if ready is not None:
-                ready(address, [bridge.status for bridge in bridges])
+                ready(address, [bridge.status for bridge in bridges], session)
             tasks.start_soon(drain_when, session.lost)
             async with anyio.create_task_group() as running:
                 for bridge, channel in zip(bridges, channels, strict=True):

@@ -26,6 +26,7 @@ from spicebridge import (
 )
 from spicebridge.cli.answer import OutputClosedError
 from spicebridge.cli.demo import run_demo
+from spicebridge.cli.descriptors import make_room_for
 from spicebridge.cli.listing import list_channels
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.options import (
@@ -35,6 +36,7 @@ from spicebridge.cli.options import (
     PasswordFileOption,
     QuietOption,
     ReadyFdOption,
+    ShareOption,
     UriArgument,
     VerboseOption,
     server_address,
@@ -42,7 +44,7 @@ from spicebridge.cli.options import (
 )
 from spicebridge.cli.password import given_password, with_password
 from spicebridge.cli.running import run_until_signal
-from spicebridge.cli.spec import parse_custom_channel
+from spicebridge.cli.spec import parse_custom_channel, share_channel
 
 log = logging.getLogger("spicebridge")
 
@@ -131,6 +133,7 @@ def _spicebridge(
 def _bridge(
     uri: UriArgument = None,
     custom_channel: CustomChannelOption = None,
+    share: ShareOption = None,
     password_file: PasswordFileOption = None,
     ready_fd: ReadyFdOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -140,6 +143,8 @@ def _bridge(
     """Bridge channels of a SPICE server to local ends."""
     set_up_output(verbose, quiet, log_format)  # for what is wrong with the specifications
     texts = custom_channel or []
+    if share is not None:
+        texts = [*texts, share_channel(share)]
     output = _set_up_for(_parse(texts), verbose, quiet, log_format)
     if not texts:
         raise UsageError(
@@ -159,10 +164,11 @@ def _bridge(
     raise typer.Exit(with_password(given_password(password_file), address, run))
 
 
-def _parse(texts: list[str]) -> list[BridgeSpec]:
-    specs = [parse_custom_channel(text) for text in texts]
+def _parse(texts: list[str], *, serving: bool = False) -> list[BridgeSpec]:
+    specs = [parse_custom_channel(text, serving=serving) for text in texts]
     if sum(map(_uses_stdio, specs)) > 1:
         raise UsageError("stdio is asked for twice", "one channel can have it")
+    make_room_for(specs)
     return specs
 
 
@@ -189,7 +195,9 @@ def _list(
 ) -> None:
     """Show the channels that a server offers, the names of its ports and whether they are open.
 
-    Each port is linked for a moment, which the guest sees.
+    Each port is linked for a moment, which the guest sees. Where spicebridge itself bridges
+    channels of that server for you, it is asked instead of the server, which might throw it out for
+    a new session; the ports that it bridges are left alone, and its streams and bytes are shown.
     """
     set_up_output(verbose, quiet, log_format, filter_like=True)
     address = server_address(uri)
@@ -223,7 +231,7 @@ def _serve(
 ) -> None:
     """Offer channels to SPICE clients; a local program or socket plays the guest of each."""
     set_up_output(verbose, quiet, log_format)  # for what is wrong with the specifications
-    specs = _parse(custom_channel or [])
+    specs = _parse(custom_channel or [], serving=True)
     output = _set_up_for(specs, verbose, quiet, log_format)
     if not specs:
         raise UsageError(

@@ -8,11 +8,11 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 from anyio.abc import ByteStream
 from rich.filesize import decimal
 from rich.table import Table
@@ -21,13 +21,16 @@ from spicebridge import (
     Address,
     BridgeStatus,
     Ready,
+    Session,
     SpicebridgeError,
     UnixAddress,
     run_bridges,
     serve_bridges,
 )
 from spicebridge.cli.answer import print_answer, write_answer
-from spicebridge.cli.spec import parse_custom_channel
+from spicebridge.cli.demo_moved import Moved
+from spicebridge.cli.demo_share import can_share, use_share
+from spicebridge.cli.spec import parse_custom_channel, share_channel
 
 _BULK: Final = 32 * 1024 * 1024  # bytes each way on the user-defined channel
 _ECHO: Final = 8 * 1024 * 1024  # bytes to the program on the port, and back
@@ -37,18 +40,8 @@ _ECHO_PORT: Final = "org.spicebridge.demo.echo"
 _GUEST_PORT: Final = "org.spicebridge.demo.guest"
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """What one transfer has shown."""
-
-    way: str
-    size: int
-    seconds: float
-    whole: bool
-
-
 async def run_demo(stop: anyio.Event, ready: Ready, *, keep: bool) -> None:
-    """Starts an endpoint with three channels, bridges them, sends data and checks it.
+    """Starts an endpoint with a few channels, bridges them, sends data and checks it.
 
     Args:
         stop: set to end it early.
@@ -67,6 +60,10 @@ async def run_demo(stop: anyio.Event, ready: Ready, *, keep: bool) -> None:
                 *await _both_ways(folder / "guest", folder / "app"),
                 await _echo(folder / "echo"),
             ]
+            if can_share():
+                moved += await anyio.to_thread.run_sync(
+                    use_share, folder / "guest-webdav", folder / "shared"
+                )
             print_answer(_table(moved))
             if not all(each.whole for each in moved):
                 raise SpicebridgeError("what arrived is not what was sent")
@@ -86,23 +83,31 @@ async def _start(
         f"channelid={_USER_CHANNEL},unixsocket={_escape(folder / 'guest')}",
         f"port={_ECHO_PORT},exec={_escape(echo)}",
         f"port={_GUEST_PORT},unixsocket={_escape(folder / 'guest-port')}",
+        f"channelid=webdav,unixsocket={_escape(folder / 'guest-webdav')}",
     ]
     bridged = [
         f"channelid={_USER_CHANNEL},unixsocket={_escape(folder / 'app')}",
         f"port={_ECHO_PORT},unixsocket={_escape(folder / 'echo')}",
         f"port={_GUEST_PORT},unixsocket={_escape(folder / 'app-port')}",
     ]
+    if can_share():
+        (folder / "shared").mkdir()
+        bridged.append(share_channel(str(folder / "shared")))
     serving, bridging = anyio.Event(), anyio.Event()
 
-    def server_ready(_address: Address, _bridges: Sequence[BridgeStatus]) -> None:
+    def server_ready(
+        _address: Address, _bridges: Sequence[BridgeStatus], _session: Session | None
+    ) -> None:
         serving.set()
 
-    def bridges_ready(address: Address, bridges: Sequence[BridgeStatus]) -> None:
-        ready(address, bridges)
+    def bridges_ready(
+        address: Address, bridges: Sequence[BridgeStatus], session: Session | None
+    ) -> None:
+        ready(address, bridges, session)
         bridging.set()
 
     async def serve() -> None:
-        specs = [parse_custom_channel(text) for text in served]
+        specs = [parse_custom_channel(text, serving=True) for text in served]
         await serve_bridges(server, specs, stop=ended, ready=server_ready)
 
     async def bridge() -> None:
@@ -124,7 +129,7 @@ def _escape(value: object) -> str:
     return str(value).replace(",", ",,")
 
 
-async def _both_ways(guest_path: Path, app_path: Path) -> list[_Moved]:
+async def _both_ways(guest_path: Path, app_path: Path) -> list[Moved]:
     """Guest and application send each other random bytes at the same time."""
     down, up = os.urandom(_BULK), os.urandom(_BULK)
     begun = anyio.current_time()
@@ -145,12 +150,12 @@ async def _both_ways(guest_path: Path, app_path: Path) -> list[_Moved]:
     seconds = anyio.current_time() - begun
     name = f"channel {_USER_CHANNEL}"
     return [
-        _Moved(f"{name}: guest → app", _BULK, seconds, results["down"] == _digest(down)),
-        _Moved(f"{name}: app → guest", _BULK, seconds, results["up"] == _digest(up)),
+        Moved(f"{name}: guest → app", _BULK, seconds, results["down"] == _digest(down)),
+        Moved(f"{name}: app → guest", _BULK, seconds, results["up"] == _digest(up)),
     ]
 
 
-async def _echo(path: Path) -> _Moved:
+async def _echo(path: Path) -> Moved:
     """The program on the port sends everything back."""
     data = os.urandom(_ECHO)
     begun = anyio.current_time()
@@ -158,7 +163,7 @@ async def _echo(path: Path) -> _Moved:
         tasks.start_soon(app.send, data)
         whole = await _receive(app, _ECHO) == _digest(data)
     seconds = anyio.current_time() - begun
-    return _Moved(f"port {_ECHO_PORT}: exec= and back", _ECHO, seconds, whole)
+    return Moved(f"port {_ECHO_PORT}: exec= and back", _ECHO, seconds, whole)
 
 
 def _digest(data: bytes) -> bytes:
@@ -175,7 +180,7 @@ async def _receive(stream: ByteStream, size: int) -> bytes:
     return digest.digest()
 
 
-def _table(moved: list[_Moved]) -> Table:
+def _table(moved: list[Moved]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("WHAT WENT THROUGH", "BYTES", "SECONDS", "SHA-256"):
         table.add_column(title)
@@ -193,6 +198,7 @@ def _say_what_next(folder: Path, *, keep: bool) -> None:
             f"  socat - UNIX-CONNECT:{folder}/echo          # what you type comes back",
             f"  socat - UNIX-CONNECT:{folder}/guest-port    # be the guest of a port ...",
             f"  socat - UNIX-CONNECT:{folder}/app-port      # ... and the application at it",
+            f"  {_share_hint(folder)}",
             f"  spicebridge list spice+unix://{folder}/spice",
             "Ctrl-C ends it.",
         ]
@@ -203,5 +209,12 @@ def _say_what_next(folder: Path, *, keep: bool) -> None:
             "  spicebridge demo --keep",
             "  spicebridge list spice://127.0.0.1:5900",
             "  spicebridge --custom-channel unixsocket=/tmp/s,channelid=128",
+            "  spicebridge --share ~/Public",
         ]
     write_answer("\n".join(lines) + "\n")
+
+
+def _share_hint(folder: Path) -> str:
+    if can_share():
+        return f"curl --unix-socket {folder}/guest-webdav http://localhost/    # {folder}/shared"
+    return "pip install 'spicebridge[webdav]'    # then the demo shares a folder, too"

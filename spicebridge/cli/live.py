@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.live import Live
 from rich.table import Table
 
-from spicebridge import BridgeStatus
+from spicebridge import BridgeStatus, StreamCount
 
 _EVERY: Final = 0.5  # seconds between two drawings
 
@@ -38,6 +38,9 @@ class LiveLine:
 
     def _table(self, bridges: Sequence[BridgeStatus]) -> Table:
         table = Table.grid(padding=(0, 2))
+        table.add_column()  # the name: the one to be broken where all of it is too wide
+        for _ in range(5):
+            table.add_column(no_wrap=True)
         for bridge in bridges:
             moved = bridge.traffic.up + bridge.traffic.down
             rate = (moved - self._moved.get(bridge.name, moved)) / _EVERY
@@ -48,6 +51,13 @@ class LiveLine:
                 f"down {decimal(bridge.traffic.down)}",
                 f"up {decimal(bridge.traffic.up)}",
                 f"{decimal(int(rate))}/s",
+                _streams(bridge.streams),
                 style="dim",
             )
         return table
+
+
+def _streams(count: StreamCount | None) -> str:
+    if count is None:
+        return ""
+    return f"{count.open} {'stream' if count.open == 1 else 'streams'} open, {count.total} in all"

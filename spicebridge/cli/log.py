@@ -44,6 +44,17 @@ class _JsonFormatter(logging.Formatter):
         )
 
 
+class _EventsToo(logging.Filter):
+    """Lets every event through, however small, for scripts; of the rest what the level asks for."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= self._level or hasattr(record, "event")
+
+
 class _ConsoleHandler(logging.Handler):
     """Writes through Rich's console, so that a live line below stays whole."""
 
@@ -73,6 +84,9 @@ def set_up_logging(console: Console, log_format: LogFormat, level: int) -> None:
     """
     handler = _ConsoleHandler(console)
     handler.setFormatter(_JsonFormatter() if log_format is LogFormat.JSON else _TextFormatter())
+    if log_format is LogFormat.JSON and level == logging.INFO:
+        handler.addFilter(_EventsToo(level))
+        level = logging.DEBUG
     logger = logging.getLogger("spicebridge")
     logger.handlers[:] = [handler]
     logger.setLevel(level)

@@ -35,6 +35,16 @@ CustomChannelOption = Annotated[
         show_default=False,
     ),
 ]
+ShareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--share",
+        metavar="DIR",
+        help="Share a folder with the guest; short for "
+        "--custom-channel channelid=webdav,share=DIR.",
+        show_default=False,
+    ),
+]
 PasswordFileOption = Annotated[
     Path | None,
     typer.Option(

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 from anyio.abc import TaskStatus
 
-from spicebridge import Address, BridgeStatus, Ready, one_error
+from spicebridge import Address, BridgeStatus, Ready, Session, one_error
 from spicebridge.cli.live import LiveLine
 from spicebridge.cli.options import Output, tell_ready
+from spicebridge.cli.status import StatusPage
 
 log = logging.getLogger("spicebridge")
 
@@ -36,8 +37,10 @@ async def run_until_signal(
     """
     stop = anyio.Event()
     code = 0
+    page = StatusPage()
 
-    def ready(address: Address, bridges: Sequence[BridgeStatus]) -> None:
+    def ready(address: Address, bridges: Sequence[BridgeStatus], session: Session | None) -> None:
+        page.show(address, bridges, session)
         tell_ready(ready_fd)
         names = ", ".join(f"{bridge.name} at {bridge.end}" for bridge in bridges)
         log.info(
@@ -73,6 +76,7 @@ async def run_until_signal(
     with one_error():
         async with anyio.create_task_group() as tasks:
             await tasks.start(watch_signals)
+            await tasks.start(page.run)
             await action(stop, ready)
             tasks.cancel_scope.cancel()
     return code

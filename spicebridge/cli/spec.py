@@ -20,10 +20,12 @@ from spicebridge import (
     ConnectingEndpoint,
     Endpoint,
     InheritedEndpoint,
+    Limits,
     ListeningEndpoint,
     PipeEndpoint,
     ProcessEndpoint,
     PtyEndpoint,
+    ShareEndpoint,
     StdioEndpoint,
     UnixAddress,
     UsageError,
@@ -41,16 +43,21 @@ KEYS: Final[Mapping[str, str]] = {
     "exec": "local end: a program and its arguments",
     "pty": "local end: a pseudo-terminal, with a link to it at this path",
     "fd": "local end: a descriptor that is open both ways",
-    "mode": "listen (default) or connect, for unixsocket and tcp",
-    "demux": "off: raw bytes",
+    "share": "local end: this folder, over WebDAV; implies demux=on",
+    "mode": "listen or connect, for unixsocket and tcp; connect is the default with demux=on",
+    "demux": "on: an application for each stream, the default for webdav; off: raw bytes",
     "attach": "demand (default): link while an application is there; always: link at once",
     "perm": "mode of a created socket or FIFO, octal, 0600 by default",
     "on-close": "when the guest closes the port: eof (default) for the application, or keep it",
     "linger": "seconds of silence after the application's end of file before it ends",
+    "buffer": "demux: bytes held for each stream whose application is slow, 1M by default",
+    "stall": "demux: seconds that a full stream may take nothing before it is ended, 30 by default",
+    "max-streams": "demux: streams at once, 1024 by default",
+    "readonly": "share: on to refuse writing, off (default)",
 }
 """Every key and what it means, in the order of the man page."""
 
-ENDS: Final = ("unixsocket", "tcp", "pipe", "stdio", "exec", "pty", "fd")
+ENDS: Final = ("unixsocket", "tcp", "pipe", "stdio", "exec", "pty", "fd", "share")
 """The keys of local ends, of which a specification has exactly one."""
 
 BARE: Final = frozenset({"stdio", "pty"})
@@ -59,25 +66,41 @@ BARE: Final = frozenset({"stdio", "pty"})
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "channelid": ("port", "webdav", "usbredir", "smartcard"),
     "mode": ("listen", "connect"),
-    "demux": ("off",),
+    "demux": ("on", "off"),
     "attach": ("demand", "always"),
     "on-close": ("eof", "keep"),
+    "readonly": ("off", "on"),
 }
-"""Keys with named values; channelid takes numbers beside them."""
+"""Keys with named values, the default first; channelid takes numbers beside them."""
 
 _ONLY_WITH: Final[Mapping[str, tuple[str, ...]]] = {
     "mode": ("unixsocket", "tcp"),
     "perm": ("unixsocket", "pipe"),
     "linger": ("stdio", "unixsocket", "tcp"),
+    "readonly": ("share",),
+}
+
+_DEMUX_ENDS: Final = ("unixsocket", "tcp", "exec", "share")
+_DEMUX_ONLY: Final = ("buffer", "stall", "max-streams")
+_RAW_ONLY: Final[Mapping[str, str]] = {
+    "attach": "the channel is linked at once there",
+    "on-close": "every stream ends there when the guest closes the port",
 }
 
 _MAX_INSTANCE: Final = 255  # one byte in the link message
 _MAX_PERM: Final = 0o777
 _MAX_FD: Final = 2**31 - 1
+_MAX_BUFFER: Final = 2**30
+_MAX_STREAMS: Final = 65536
+_SIZES: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def parse_custom_channel(text: str) -> BridgeSpec:
+def parse_custom_channel(text: str, *, serving: bool = False) -> BridgeSpec:
     """Reads one ``--custom-channel``. Nothing is opened yet.
+
+    Args:
+        text: it.
+        serving: whether it is one of ``spicebridge serve``, where local programs play the guest.
 
     Raises:
         UsageError: saying what is wrong, with the nearest known key where one is not known.
@@ -97,19 +120,21 @@ def parse_custom_channel(text: str) -> BridgeSpec:
         if key in values and ends[0] not in allowed:
             raise UsageError(f"{key}= does not go with {ends[0]}", f"it is for {_or(allowed)}")
     channel = _channel(values)
-    if channel.type == ChannelType.WEBDAV and "demux" not in values:
-        raise UsageError(
-            "channelid=webdav carries many streams, and this version does not take them apart",
-            "add demux=off to have the framed bytes",
-        )
-    _choice(values, "demux")
+    demux = _demux(values, ends[0], channel, serving=serving)
+    connects = demux is not None and not serving
     return BridgeSpec(
         name=_name(values),
         channel=channel,
-        endpoint=_endpoint(ends[0], values),
+        endpoint=_endpoint(ends[0], values, "connect" if connects else "listen"),
         attach=cast("Literal['demand', 'always']", _choice(values, "attach")),
         on_close=cast("Literal['eof', 'keep']", _choice(values, "on-close")),
+        demux=demux,
     )
+
+
+def share_channel(folder: str) -> str:
+    """The ``--custom-channel`` that ``--share FOLDER`` is short for."""
+    return f"channelid=webdav,share={folder.replace(',', ',,')}"
 
 
 def _or(words: tuple[str, ...]) -> str:
@@ -138,20 +163,75 @@ def _split(text: str) -> dict[str, str]:
     return values
 
 
-def _choice(values: Mapping[str, str], key: str) -> str:
-    value = values.get(key, CHOICES[key][0])
+def _demux(
+    values: Mapping[str, str], end: str, channel: ChannelWanted, *, serving: bool
+) -> Limits | None:
+    """The limits of the streams; None for raw bytes."""
+    default = "on" if channel.type == ChannelType.WEBDAV or end == "share" else "off"
+    if _choice(values, "demux", default) == "off":
+        for key in _DEMUX_ONLY:
+            if key in values:
+                raise UsageError(f"{key}= is for streams", "add demux=on to take them apart")
+        if end == "share":
+            raise UsageError("share= serves streams", "leave demux=off out")
+        return None
+    if end not in _DEMUX_ENDS:
+        raise UsageError(
+            f"{end} is one application, and demux=on gives each stream its own",
+            f"use {_or(_DEMUX_ENDS)}, or add demux=off to have the framed bytes",
+        )
+    for key, reason in _RAW_ONLY.items():
+        if key in values:
+            raise UsageError(f"{key}= does not go with demux=on: {reason}", f"leave {key}= out")
+    if serving and (end not in {"unixsocket", "tcp"} or values.get("mode") == "connect"):
+        raise UsageError(
+            "serve with demux=on makes streams of the connections to a listening socket",
+            "use unixsocket or tcp with mode=listen, which is the default there",
+        )
+    return Limits(
+        buffer=_size(values, "buffer", Limits.buffer, _MAX_BUFFER),
+        stall=_seconds(values, "stall", Limits.stall),
+        max_streams=_number("max-streams", values["max-streams"], _MAX_STREAMS, minimum=1)
+        if "max-streams" in values
+        else Limits.max_streams,
+    )
+
+
+def _choice(values: Mapping[str, str], key: str, default: str | None = None) -> str:
+    value = values.get(key, default or CHOICES[key][0])
     if value not in CHOICES[key]:
         raise UsageError(f"{key}={value} is not known", f"write {_or(CHOICES[key])}")
     return value
 
 
-def _number(key: str, text: str, maximum: int, base: int = 10) -> int:
+def _number(key: str, text: str, maximum: int, base: int = 10, minimum: int = 0) -> int:
     what, digits = ("an octal number", "[0-7]{1,9}") if base == 8 else ("a number", "[0-9]{1,10}")
     number = int(text, base) if re.fullmatch(digits, text) else -1
-    if not 0 <= number <= maximum:
+    if not minimum <= number <= maximum:
         limit = f"{maximum:04o}" if base == 8 else str(maximum)
-        raise UsageError(f"{key}={text} is not {what} from 0 to {limit}")
+        raise UsageError(f"{key}={text} is not {what} from {minimum} to {limit}")
     return number
+
+
+def _size(values: Mapping[str, str], key: str, default: int, maximum: int) -> int:
+    """Bytes, with QEMU's suffixes K, M and G."""
+    text = values.get(key, str(default))
+    match = re.fullmatch("([0-9]{1,10})([KMG]?)", text)
+    size = int(match[1]) * _SIZES[match[2]] if match else 0
+    if not 1 <= size <= maximum:
+        raise UsageError(f"{key}={text} is no size from 1 byte to 1G", f"write e.g. {key}=1M")
+    return size
+
+
+def _seconds(values: Mapping[str, str], key: str, default: float) -> float:
+    text = values.get(key, str(default))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{key}={text} is no number of seconds", f"write e.g. {key}={default:g}")
+    return seconds
 
 
 def _channel(values: Mapping[str, str]) -> ChannelWanted:
@@ -189,28 +269,22 @@ def _name(values: Mapping[str, str]) -> str:
     return f"channelid={values['channelid']}{instance}"
 
 
-def _linger(values: Mapping[str, str]) -> float | None:
-    if "linger" not in values:
-        return None
-    text = values["linger"]
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(f"linger={text} is no number of seconds", "write e.g. linger=0.5")
-    return seconds
+def _endpoint(end: str, values: Mapping[str, str], mode: str) -> Endpoint:
+    """The local end.
 
-
-def _endpoint(end: str, values: Mapping[str, str]) -> Endpoint:
+    Args:
+        end: its key.
+        values: all of them.
+        mode: whether a socket listens or connects where mode= is not given.
+    """
     value = values[end]
     name = f"{end}={value}"
     perm = _number("perm", values.get("perm", "600"), _MAX_PERM, base=8)
-    linger = _linger(values)
+    linger = _seconds(values, "linger", 0.5) if "linger" in values else None
     match end:
         case "unixsocket" | "tcp":
             address = UnixAddress(value) if end == "unixsocket" else parse_host_port(value)
-            if _choice(values, "mode") == "listen":
+            if _choice(values, "mode", mode) == "listen":
                 return ListeningEndpoint(name, address, perm=perm, linger=linger)
             if "perm" in values:
                 raise UsageError("perm= does not go with mode=connect", "nothing is created there")
@@ -223,5 +297,7 @@ def _endpoint(end: str, values: Mapping[str, str]) -> Endpoint:
             return ProcessEndpoint(value)
         case "pty":
             return PtyEndpoint(value)
+        case "share":
+            return ShareEndpoint(value, readonly=_choice(values, "readonly") == "on")
         case _:
             return InheritedEndpoint(_number("fd", value, _MAX_FD))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -96,7 +96,7 @@ class Session:
         self._main = main
         self._logins = logins
         self._id = 0
-        self._ports: dict[ChannelInfo, PortInit] = {}
+        self._ports: dict[ChannelInfo, Channel] = {}  # the last link of each, which keeps its state
 
     async def open_channel(self, channel: ChannelInfo) -> Channel:
         """Links a channel of this session; the caller closes it.
@@ -148,7 +148,7 @@ class Session:
                 linked.abort()
                 raise
         if linked.port is not None:
-            self._ports[channel] = linked.port
+            self._ports[channel] = linked
         return linked
 
     async def _greeting(self, channel: Channel) -> None:
@@ -179,23 +179,29 @@ class Session:
                 channel.hold([item for item in items if not isinstance(item, PortInit)])
                 return
 
-    async def ports(self) -> AsyncGenerator[PortInfo, None]:
+    async def ports(self, anew: Collection[ChannelInfo] = ()) -> AsyncGenerator[PortInfo, None]:
         """Tells the names of ports, one by one.
 
         A name is told only once a port is linked, so each is linked for a moment, which the guest
-        sees; a name that this session knows already is not asked for again.
+        sees; a port that this session has linked before is told as it was last seen.
+
+        Args:
+            anew: ports that are linked again even so; none that this session has linked now.
         """
         for channel in self.channels:
             if channel.type not in {ChannelType.PORT, ChannelType.WEBDAV}:
                 continue
+            if channel in anew:
+                self._ports.pop(channel, None)
             if channel not in self._ports:
                 try:
                     linked = await self.open_channel(channel)
-                except ChannelBusyError:
-                    yield PortInfo(channel, None)
-                    continue
-                await linked.aclose()
-            yield PortInfo(channel, self._ports.get(channel))
+                except ChannelBusyError:  # held by another client, or by us since we looked
+                    pass
+                else:
+                    await linked.aclose()
+            known = self._ports.get(channel)
+            yield PortInfo(channel, known.port if known else None)
 
     async def begin(self) -> None:
         """Reads MAIN_INIT, asks for the list of channels and reads it; `open_session` calls it."""

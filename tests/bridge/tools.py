@@ -127,7 +127,7 @@ class Running:
     async def run(self, action: Callable[..., Awaitable[None]], ready: anyio.Event) -> None:
         """Runs them; `ready` is set once they are up, or have failed."""
 
-        def tell(_address: Address, bridges: object) -> None:
+        def tell(_address: Address, bridges: object, _session: object) -> None:
             assert isinstance(bridges, list)
             self.bridges = bridges
             ready.set()

@@ -168,13 +168,13 @@ def test_a_person_at_a_terminal_is_asked_for_the_password(locked: Offered) -> No
 def test_list_shows_a_table(offered: Offered) -> None:
     finished = run("list", offered.uri)
     rows = [line.split() for line in finished.stdout.decode().splitlines()]
-    assert rows[0] == ["TYPE", "ID", "PORT", "OPEN"]
+    assert rows[0] == ["TYPE", "ID", "PORT", "OPEN", "BYTES"]
     assert rows[1:] == [
-        ["port", "0", "alpha.one", "no"],
-        ["port", "1", "alpha.two", "no"],
-        ["port", "2", "solo", "no"],
-        ["128", "0"],
-        ["128", "5"],
+        ["port", "0", "alpha.one", "no", "0", "bytes"],
+        ["port", "1", "alpha.two", "no", "0", "bytes"],
+        ["port", "2", "solo", "no", "0", "bytes"],
+        ["128", "0", "0", "bytes"],
+        ["128", "5", "0", "bytes"],
     ]
     assert finished.stderr == ""
 
@@ -189,11 +189,14 @@ def test_list_shows_which_port_the_guest_has_open_and_which_is_in_use(
     )
     uri = f"spice+unix://{short_tmp}/spice"
     spec = f"port=b,unixsocket={short_tmp}/b,attach=always"
-    holder = spicebridge(uri, "--log-format", "json", "--custom-channel", spec)
+    (short_tmp / "elsewhere").mkdir(0o700)
+    elsewhere = {"XDG_RUNTIME_DIR": f"{short_tmp}/elsewhere"}  # as if another user had started it
+    holder = spicebridge(uri, "--log-format", "json", "--custom-channel", spec, env=elsewhere)
     wait_event(holder, "linked")
     with connect(short_tmp / "guest-a"):
         wait_event(server, "app-connected", bridge="port=a")
         first, second = json.loads(run("list", "--json", uri).stdout)
+    assert [each.pop("bridge")["pid"] for each in (first, second)] == [server.process.pid] * 2
     common = {"type": "port", "type_number": 10}
     assert first == {**common, "id": 0, "port": "a", "open": True, "busy": False}
     assert second == {**common, "id": 1, "port": None, "open": None, "busy": True}
@@ -315,9 +318,11 @@ def test_no_live_line_nor_any_escape_where_stderr_is_no_terminal(
 def test_the_demo_moves_bytes_and_shows_equal_digests(short_tmp: Path) -> None:
     finished = run("demo", env={"TMPDIR": str(short_tmp), "COLUMNS": "100"})
     assert (finished.code, finished.stderr) == (0, "")
-    lines = [line for line in finished.stdout.decode().splitlines() if " MB " in line]
-    assert len(lines) == 3
-    assert all(line.split()[-1] == "equal" for line in lines)
+    lines = finished.stdout.decode().splitlines()
+    verdicts = {line.split()[-1] for line in lines[1:] if line.startswith(("channel", "port"))}
+    assert verdicts == {"equal"}
+    shared = [line.split()[-1] for line in lines if line.startswith("webdav")]
+    assert shared == ["equal"] * 3
     assert "spicebridge demo --keep" in finished.stdout.decode()
     assert tree(short_tmp) == set()
 

@@ -126,8 +126,11 @@ SPECS = {
     "mode": ("unixsocket={tmp}/s,channelid=128,mode=foo", "mode=foo", "listen or connect"),
     "attach": ("unixsocket={tmp}/s,channelid=128,attach=foo", "attach=foo", "demand or always"),
     "linger-negative": ("stdio,channelid=128,linger=-1", "linger=-1"),
-    "demux-on": ("unixsocket={tmp}/s,channelid=128,demux=on", "demux=on"),
-    "webdav": ("unixsocket={tmp}/s,channelid=webdav", "demux=off"),
+    "demux-stdio": ("stdio,channelid=128,demux=on", "stdio is one application", "demux=off"),
+    "webdav-pipe": ("pipe={tmp}/p,channelid=webdav", "pipe is one application", "demux=off"),
+    "buffer-raw": ("unixsocket={tmp}/s,channelid=128,buffer=1M", "buffer= is for", "demux=on"),
+    "attach-demux": ("unixsocket={tmp}/s,channelid=webdav,attach=always", "attach=", "leave"),
+    "readonly": ("unixsocket={tmp}/s,channelid=webdav,readonly=on", "readonly=", "for share"),
 }
 
 MORE_SPECS = {
@@ -160,7 +163,24 @@ MORE_SPECS = {
     "linger-inf": ("stdio,channelid=128,linger=inf", "linger=inf"),
     "linger-word": ("stdio,channelid=128,linger=long", "linger=long"),
     "linger-pty": ("pty,channelid=128,linger=1", "linger= does not go with pty"),
-    "webdav-demux-on": ("unixsocket={tmp}/s,channelid=webdav,demux=on", "demux=on"),
+    "demux": ("unixsocket={tmp}/s,channelid=128,demux=yes", "demux=yes", "on or off"),
+    "demux-pty": ("pty,channelid=128,demux=on", "pty is one application"),
+    "demux-fd": ("fd=5,channelid=webdav", "fd is one application"),
+    "stall-off": ("unixsocket={tmp}/s,channelid=webdav,demux=off,stall=1", "stall= is for streams"),
+    "stall-nan": ("unixsocket={tmp}/s,channelid=webdav,stall=nan", "stall=nan"),
+    "stall-negative": ("unixsocket={tmp}/s,channelid=webdav,stall=-1", "stall=-1"),
+    "buffer-0": ("unixsocket={tmp}/s,channelid=webdav,buffer=0", "buffer=0", "buffer=1M"),
+    "buffer-huge": ("unixsocket={tmp}/s,channelid=webdav,buffer=2G", "buffer=2G"),
+    "buffer-unit": ("unixsocket={tmp}/s,channelid=webdav,buffer=1MB", "buffer=1MB"),
+    "buffer-digits": ("unixsocket={tmp}/s,channelid=webdav,buffer=" + "9" * 5000, "buffer=999"),
+    "max-streams-0": ("unixsocket={tmp}/s,channelid=webdav,max-streams=0", "from 1 to 65536"),
+    "max-streams-huge": ("unixsocket={tmp}/s,channelid=webdav,max-streams=65537", "65536"),
+    "on-close-demux": ("tcp=:80,channelid=128,demux=on,on-close=keep", "on-close="),
+    "share-raw": ("share={tmp},channelid=webdav,demux=off", "share= serves streams"),
+    "share-two-ends": ("share={tmp},stdio,channelid=webdav", "2 local ends"),
+    "share-no-channel": ("share={tmp}", "names no channel"),
+    "readonly-word": ("share={tmp},channelid=webdav,readonly=yes", "readonly=yes", "off or on"),
+    "perm-demux": ("unixsocket={tmp}/s,channelid=webdav,perm=600", "perm=", "mode=connect"),
     "tcp-no-port": ("tcp=localhost,channelid=128", "'localhost' is not HOST:PORT"),
     "tcp-port-high": ("tcp=127.0.0.1:65536,channelid=128", "65535"),
     "tcp-port-huge": ("tcp=127.0.0.1:" + "9" * 5000 + ",channelid=128", "65535"),
@@ -226,6 +246,14 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("the same type and instance",),
     ),
+    "serve-demux-exec": (("serve", *TWO, "exec=cat,channelid=webdav"), ("listening socket",)),
+    "serve-demux-share": (("serve", *TWO, "share=/srv,channelid=128"), ("listening socket",)),
+    "serve-demux-connect": (
+        ("serve", *TWO, "unixsocket=/x,mode=connect,channelid=webdav"),
+        ("listening socket", "mode=listen"),
+    ),
+    "share-nothing": (("--share", ""), ("share= has no value",)),
+    "share-twice": (("--share", "/", "--share"), ("--share",)),
     "list-option-of-bridge": (("list", *SPEC), ("--custom-channel",)),
     "password-file-missing": (("--password-file", "/nonexistent/p", *SPEC), ("No such file",)),
     "password-file-folder": (("--password-file", "/", *SPEC), ("--password-file /", "directory")),
@@ -545,6 +573,7 @@ ENDS = {
     "exec-missing": ("exec=spicebridge-no-such-program -x", "'spicebridge-no-such-program'"),
     "exec-quotes": ("exec=sh -c 'cat", "No closing quotation", "close the quotation"),
     "fd-not-open": ("fd=77", "fd=77 is not open"),
+    "share-missing": ("share={tmp}/missing", "No such file", "check the path"),
 }
 
 MORE_ENDS = {
@@ -568,6 +597,10 @@ MORE_ENDS = {
     "pty-link-is-live": ("pty={tmp}/live", "File exists"),
     "pty-link-folder-missing": ("pty={tmp}/missing/tty", "No such file"),
     "fd-huge": ("fd=2147483647", "fd=2147483647 is not open"),
+    "share-is-a-file": ("share={tmp}/file", "it is no folder"),
+    "share-name-too-long": ("share={tmp}/{long}{long}{long}", "too long"),
+    "exec-missing-demux": ("exec=spicebridge-no-such-program,demux=on", "there is no program"),
+    "socket-is-live-demux": ("unixsocket={tmp}/live,demux=on,mode=listen", "another program"),
 }
 
 

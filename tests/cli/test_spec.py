@@ -19,6 +19,7 @@ from spicebridge import (
     PipeEndpoint,
     ProcessEndpoint,
     PtyEndpoint,
+    ShareEndpoint,
     StdioEndpoint,
     TcpAddress,
     UsageError,
@@ -36,6 +37,7 @@ KINDS: dict[str, tuple[str, type[Endpoint]]] = {
     "pty": ("pty", PtyEndpoint),
     "pty-link": ("pty=/tmp/tty", PtyEndpoint),
     "fd": ("fd=5", InheritedEndpoint),
+    "share": ("share=/srv", ShareEndpoint),
 }
 
 
@@ -117,11 +119,12 @@ def test_no_key_may_stand_twice(key: str) -> None:
 
 @pytest.mark.parametrize("key", sorted(set(CHOICES) - {"channelid"}))
 def test_a_choice_takes_its_values_and_no_other(key: str) -> None:
+    end = "share=/srv" if key == "readonly" else "unixsocket=/tmp/s"
     for value in CHOICES[key]:
-        parse_custom_channel(f"unixsocket=/tmp/s,port=p,{key}={value}")
+        parse_custom_channel(f"{end},port=p,{key}={value}")
     for value in ("other", CHOICES[key][0].upper(), CHOICES[key][0] + " "):
         with pytest.raises(UsageError, match=f"{key}={value} is not known"):
-            parse_custom_channel(f"unixsocket=/tmp/s,port=p,{key}={value}")
+            parse_custom_channel(f"{end},port=p,{key}={value}")
 
 
 def _escape(value: str) -> str:
@@ -179,10 +182,10 @@ parts = st.one_of(
 )
 
 
-@given(st.one_of(st.text(), st.lists(parts, max_size=6).map(",".join)))
-def test_any_text_is_a_specification_or_a_usage_error(text: str) -> None:
+@given(st.one_of(st.text(), st.lists(parts, max_size=6).map(",".join)), st.booleans())
+def test_any_text_is_a_specification_or_a_usage_error(text: str, serving: bool) -> None:
     try:
-        spec = parse_custom_channel(text)
+        spec = parse_custom_channel(text, serving=serving)
     except UsageError:
         return
     assert isinstance(spec, BridgeSpec)
