@@ -1,99 +1,28 @@
-"""``make bench``: bulk from a SPICE port to a socket, against socat relaying as many, unframed.
+"""``make bench``: what we do, always beside a peer that does the same in the same run.
 
-Both take them from loopback TCP and end in the same reader. Runs alternate, after one of each that
-does not count; medians and their ratio are printed. Absolute figures mean nothing beyond this
-machine and this minute.
+Medians and the ratios of pairs are printed. Absolute figures mean nothing beyond this machine and
+this minute. ``python -m tests.benchmarks webdav`` measures that alone.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import socket
-import statistics
-import subprocess
 import sys
-import tempfile
-import threading
-import time
-from contextlib import closing
-from pathlib import Path
 
-from tests.peers.libspice import SpiceEndpoint
-from tests.peers.processes import free_port, wait_until
+from tests.benchmarks import bulk, webdav
 
-SIZE = 1 << 30  # bytes a run
-PAIRS = 5
-EXECUTABLE = Path(sys.executable).with_name("spicebridge")
-
-
-def drain(path: Path) -> float:
-    """Connects to a Unix socket, reads SIZE bytes, returns MB/s."""
-    buffer = bytearray(1 << 18)
-    with closing(socket.socket(socket.AF_UNIX)) as sock:
-        sock.connect(str(path))
-        left = SIZE - sock.recv_into(buffer)
-        begun = time.perf_counter()
-        while left > 0:
-            count = sock.recv_into(buffer)
-            if not count:
-                raise SystemExit(f"{left} bytes are missing")
-            left -= count
-        return SIZE / 1e6 / (time.perf_counter() - begun)
-
-
-def ours(folder: Path) -> float:
-    """libspice-server pours into a port, spicebridge makes it a socket."""
-    path = folder / "ours"
-    with SpiceEndpoint("pour:p", pour=SIZE) as endpoint:
-        spec = f"unixsocket={path},port=p"
-        command = [str(EXECUTABLE), endpoint.uri, "-q", "--custom-channel", spec]
-        with subprocess.Popen(command) as bridge:
-            try:
-                wait_until(path.exists, what="spicebridge has no socket")
-                endpoint.wait_state("p", False)  # its name has been looked up
-                return drain(path)
-            finally:
-                bridge.terminate()
-
-
-def socat(folder: Path) -> float:
-    """The same bytes from a plain TCP sender, relayed by socat with its best buffer size."""
-    path = folder / "socat"
-    port = free_port()
-    block = os.urandom(1 << 18)
-    with socket.create_server(("127.0.0.1", port)) as server:
-
-        def send() -> None:
-            with server.accept()[0] as sock:
-                for _ in range(SIZE // len(block)):
-                    sock.sendall(block)
-
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
-        command = ["socat", "-b", "262144", f"UNIX-LISTEN:{path}", f"TCP:127.0.0.1:{port}"]
-        with subprocess.Popen(command) as relay:
-            try:
-                wait_until(path.exists, what="socat has no socket")
-                return drain(path)
-            finally:
-                relay.terminate()
-                path.unlink(missing_ok=True)
+_ALL = {"bulk": bulk.measure, "webdav": webdav.measure}
+_ROW = "{:<24} {:>11} {:>18} {:>8}  {}"
 
 
 def main() -> None:
-    """Runs the pairs and prints the table."""
-    with tempfile.TemporaryDirectory(prefix="sb-") as name:
-        folder = Path(name)
-        pairs = [(ours(folder), socat(folder)) for _ in range(PAIRS + 1)][1:]
-    mine, theirs = zip(*pairs, strict=True)
-    ratios = [ours_ / theirs_ for ours_, theirs_ in pairs]
+    """Measures what is named, or all, and prints the table as it grows."""
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print("figure     spicebridge MB/s  socat relay MB/s  ratio, median (min to max)")
-    print(
-        f"bulk down  {statistics.median(mine):16.0f}  {statistics.median(theirs):16.0f}  "
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+    print(_ROW.format("figure", "spicebridge", "against", "", "ratio, median (min to max)"))
+    for name in sys.argv[1:] or _ALL:
+        for figure in _ALL[name]():
+            print(_ROW.format(*figure.row()), flush=True)
 
 
 if __name__ == "__main__":

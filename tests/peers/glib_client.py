@@ -8,6 +8,8 @@ gir1.2-spiceclientglib-2.0); the upper half, for tests, runs it. The script prin
     {"port": NAME, "opened": BOOL}    `exchange`: when linked, and when the guest opens or closes
     {"received": N}                   `exchange`: all is sent, and N bytes, no less than were
                                       expected, have come; it stays linked until it is ended
+    {"port": NAME, "opened": BOOL}    `share`: as for `exchange`, of webdav; it serves the folder
+                                      itself (libphodav) until it is ended
     {"error": TEXT}                   then it ends
 
 The library cannot drain on leaving: a server may lose what it has not taken when the client
@@ -77,9 +79,18 @@ if __name__ != "__main__":  # a script has no package to import from
             password_file=password_file,
         )
 
+    def share(uri: str, folder: Path, *, read_only: bool = False) -> GlibClient:
+        """Share a folder with the guest through webdav, as virt-viewer does.
+
+        Wait for `opened=True` to know that the guest's spice-webdavd is there.
+        """
+        option = ["--read-only"] if read_only else []
+        return GlibClient(uri, "share", folder, *option)
+
 
 _MESSAGE_SIZE = 64 * 1024
-_PORT_TYPES = (10, 11)
+_WEBDAV = 11
+_PORT_TYPES = (10, _WEBDAV)
 """Port and webdav: both are a SpicePortChannel."""
 
 
@@ -94,9 +105,19 @@ def _main() -> None:
     exchanging.add_argument("--send-file", type=Path, required=True)
     exchanging.add_argument("--expect-bytes", type=int, required=True)
     exchanging.add_argument("--out-file", type=Path, required=True)
+    sharing = commands.add_parser("share")
+    sharing.add_argument("folder", type=Path)
+    sharing.add_argument("--read-only", action="store_true")
     options = parser.parse_args()
     password = options.password_file.read_text().rstrip("\n") if options.password_file else None
-    client = _Lister() if options.command == "list" else _Exchanger(options)
+    client: _Client
+    match options.command:
+        case "list":
+            client = _Lister()
+        case "exchange":
+            client = _Exchanger(options)
+        case _:
+            client = _Sharer(options)
     client.run(options.uri, password)
 
 
@@ -172,7 +193,51 @@ def _describe(channel: Any) -> dict[str, object]:
     }
 
 
-class _Exchanger(_Client):
+class _OnePort(_Client):
+    """A session that keeps only the port that is wanted, and tells when it opens and closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port: Any = None
+
+    def ready(self, ports: list[Any]) -> None:
+        self.port = next(filter(self.wanted, ports), None)
+        if self.port is None:
+            self.end(error="there is no such port")
+            return
+        for port in ports:
+            if port != self.port:
+                self.channels.remove(port)
+                port.disconnect(self._spice.ChannelEvent.NONE)
+        self._on(self.port, "notify::port-opened", lambda *_: self._opened())
+        self._opened()
+
+    def _opened(self) -> None:
+        opened = self.port.props.port_opened
+        _say(port=self.port.props.port_name, opened=opened)
+        self.opened(opened)
+
+    def wanted(self, port: Any) -> bool:
+        """Whether this is the port to keep."""
+        raise NotImplementedError
+
+    def opened(self, opened: bool) -> None:
+        """The guest has opened or closed it."""
+
+
+class _Sharer(_OnePort):
+    """The library does all the work: it serves its session's folder on the webdav channel."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._session.props.shared_dir = str(options.folder)
+        self._session.props.share_dir_ro = options.read_only
+
+    def wanted(self, port: Any) -> bool:
+        return bool(port.props.channel_type == _WEBDAV)
+
+
+class _Exchanger(_OnePort):
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__()
         self._options = options
@@ -181,7 +246,6 @@ class _Exchanger(_Client):
         self._sending = False
         self._message = b""
         self._sent = self._received = 0
-        self._port: Any = None
         library = ctypes.CDLL("libspice-client-glib-2.0.so.8")
         callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
         self._written = callback(self._message_written)
@@ -191,22 +255,10 @@ class _Exchanger(_Client):
             ctypes.c_void_p, callback, ctypes.c_void_p,
         ]  # fmt: skip
 
-    def ready(self, ports: list[Any]) -> None:
-        wanted = [port for port in ports if port.props.port_name == self._options.port]
-        if not wanted:
-            self.end(error=f"there is no port {self._options.port}")
-            return
-        self._port = wanted[0]
-        for port in ports:
-            if port != self._port:
-                self.channels.remove(port)
-                port.disconnect(self._spice.ChannelEvent.NONE)
-        self._on(self._port, "notify::port-opened", lambda *_: self._opened())
-        self._opened()
+    def wanted(self, port: Any) -> bool:
+        return bool(port.props.port_name == self._options.port)
 
-    def _opened(self) -> None:
-        opened = self._port.props.port_opened
-        _say(port=self._options.port, opened=opened)
+    def opened(self, opened: bool) -> None:
         if opened and not self._sending:
             self._sending = True
             self._send()
@@ -217,7 +269,7 @@ class _Exchanger(_Client):
             self._say_when_all_is_done()
             return
         # The hash of a GObject is its address.
-        pointer = hash(self._port)
+        pointer = hash(self.port)
         size = len(self._message)
         self._write_async(pointer, self._message, size, None, self._written, None)
 

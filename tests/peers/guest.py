@@ -34,7 +34,13 @@ _MODULES = (
 )
 """What Debian's kernel has as modules, in the order of their dependencies."""
 
-_PROGRAMS = ("/bin/busybox",)
+_PROGRAMS = (
+    "/bin/busybox",
+    "/usr/bin/curl",
+    "/usr/bin/dbus-daemon",
+    "/usr/sbin/avahi-daemon",
+    "/usr/sbin/spice-webdavd",
+)
 """Programs of this machine that go into the guest, with the libraries they are linked to."""
 
 _INIT = f"""#!/bin/busybox sh
@@ -149,7 +155,8 @@ class Guest(Qemu):
 def _boot(kernel: Path, initramfs: Path, console: Path) -> list[str]:
     # fmt: off
     return [
-        "-m", "256", "-no-reboot",
+        "-m", "512", "-no-reboot",
+        "-cpu", "max", # it has RDRAND: who needs random numbers need not wait for them
         "-kernel", str(kernel), "-initrd", str(initramfs),
         "-append", "console=ttyS0 quiet panic=-1",
         "-chardev", f"file,id=console,path={str(console).replace(',', ',,')}",
@@ -199,7 +206,7 @@ def _initramfs() -> Path:
 
     def build(folder: Path) -> None:
         root = folder / "root"
-        for directory in ("bin", "dev", "proc", "sys", "tmp"):
+        for directory in ("bin", "dev", "etc", "proc", "run", "sys", "tmp"):
             (root / directory).mkdir(parents=True)
         shutil.copytree(modules, root / "modules")
         command("gcc", "-O2", "-Wall", "-o", folder / "portpump", source)

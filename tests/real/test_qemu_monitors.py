@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import EXECUTABLE
+from tests.conftest import EXECUTABLE, PATIENCE
 from tests.peers.processes import peak_rss_kib, wait_until
 from tests.peers.qemu import HMP_PORT, QMP_PORT, Qemu
 from tests.peers.qmp_client import QmpClient
@@ -257,7 +257,9 @@ def test_an_application_that_reads_late_gets_a_large_answer_whole(
         wait_event(running, "linked")
         sock.sendall(f"{DUMP}\n".encode())
         pid = running.process.pid
-        wait_until(lambda: unread(sock) > 20_000, what="the bridge does not write")
+        wait_until(
+            lambda: unread(sock) > 20_000, what="the bridge does not write", timeout=PATIENCE
+        )
         assert_alive(qemu)
         answer = receive_until(sock, b"\r\n" + PROMPT)
         assert human(answer, DUMP) == expected
@@ -499,7 +501,7 @@ def test_a_new_session_throws_the_old_one_out(
     running = spicebridge(qemu.uri, "--custom-channel", f"port={QMP_PORT},unixsocket={path}", "-q")
     with connection(path) as sock, QmpClient(sock) as client:
         client.execute("query-status")
-        list_rows(qemu.uri)
+        list_rows(qemu.uri, env={"XDG_RUNTIME_DIR": str(short_tmp)})  # as another user would
         assert receive_to_end(sock).endswith((b"", b"\r\n"))
         assert running.wait() == 8
     assert one_line(running)
