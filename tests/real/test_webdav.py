@@ -287,7 +287,9 @@ def test_an_open_connection_is_served_again_after_the_server_has_closed_it(
             guest.uri, "--custom-channel", f"channelid=webdav,unixsocket={path}", *JSON_LOG
         )
         guest.run(
-            "(echo first; until [ -e /tmp/go.on ]; do usleep 5000; done; echo second) | "
+            "wait_for() { until [ -e /tmp/$1 ]; do usleep 5000; done; }; "
+            # it keeps its side open: spice-webdavd forgets a program that ends it
+            "(echo first; wait_for go.on; echo second; wait_for all.over) | "
             "nc 127.0.0.1 9843 >/tmp/got.log 2>&1 &"
         )
         answer(server, b"first\n")
@@ -300,6 +302,7 @@ def test_an_open_connection_is_served_again_after_the_server_has_closed_it(
             what="not answered",
             timeout=PATIENCE,
         )
+        guest.run(": >/tmp/all.over")
 
 
 def answer(server: socket.socket, request: bytes) -> None:
