@@ -17,13 +17,13 @@ What spice-webdavd adds, and what follows from it:
 
 from __future__ import annotations
 
-import string
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Generic, Self, TypeVar
 
 from spicebridge.errors import ProtocolError
+from spicebridge.protocol.plausibility import Plausibility
 
 _HEADER: Final = struct.Struct("<qH")
 
@@ -38,16 +38,6 @@ FORGET_AFTER: Final = 2.0
 
 _MAX_ENDED: Final = 65536
 """Ids that are remembered as ended by us; a guest has far fewer connections."""
-
-# What speaks against a sender, in points; see _Plausibility.
-_SUSPICIOUS: Final = 960
-_LARGE_STRANGER: Final = 60
-_SMALL_STRANGER: Final = 1
-_LARGE: Final = 4096  # bytes; a request is smaller
-_ZERO: Final = 15
-_KNOWN: Final = -15
-_MAX_REMEMBERED: Final = 4096
-_TEXT: Final = frozenset(string.printable.encode())
 
 Piece = tuple[int, memoryview | None]
 """A client id, and data of it as far as it has arrived, or None where size 0 ends the stream."""
@@ -179,7 +169,7 @@ class Mux(Generic[S]):
         self._streams: dict[int, S] = {}
         self._ended: OrderedDict[int, float] = OrderedDict()  # by us alone: when it last spoke
         self._next_id = 1
-        self._plausibility = _Plausibility()
+        self._plausibility = Plausibility()
 
     # Receiving
 
@@ -319,52 +309,5 @@ class Mux(Generic[S]):
         self._decoder.reset()
         self._position = 0
         self._receiver = None
-        self._plausibility = _Plausibility()
+        self._plausibility = Plausibility()
         return streams
-
-
-class _Plausibility:
-    """Tells garbage from frames before it has opened a thousand streams, and mostly after a few.
-
-    Any ten bytes could be a header, but no program numbers its streams as chance does: the ids of
-    one program have their upper halves in common, its first frames are requests or full buffers,
-    and its ids come again. So new streams speak against the sender whose upper halves were never
-    seen and whose sizes were not, either, most of all if they are large; frames for streams that
-    are there speak for it. Text shows in the first header.
-    """
-
-    def __init__(self) -> None:
-        self._suspicion = 0
-        self._halves: set[int] = set()
-        self._sizes: set[int] = set()
-
-    def known(self) -> None:
-        """A frame for a stream that is there."""
-        self._suspicion = max(0, self._suspicion + _KNOWN)
-
-    def new(self, client_id: int, size: int) -> str | None:
-        """A frame that opens a stream; returns what is wrong, if it is."""
-        head = _HEADER.pack(client_id, size)
-        if not self._halves and _TEXT.issuperset(head):
-            return f"text, {head.decode()!r}"
-        half = client_id >> 32
-        stranger = half not in self._halves and size not in self._sizes
-        _remember(self._halves, half)
-        if not stranger:
-            return None
-        _remember(self._sizes, size)
-        self._suspicion += _LARGE_STRANGER if size >= _LARGE else _SMALL_STRANGER
-        return self._verdict("ids and sizes at random")
-
-    def zeros(self) -> str | None:
-        """Size 0 for id 0, which is not there."""
-        self._suspicion += _ZERO
-        return self._verdict("zeros")
-
-    def _verdict(self, what: str) -> str | None:
-        return what if self._suspicion >= _SUSPICIOUS else None
-
-
-def _remember(known: set[int], number: int) -> None:
-    if len(known) < _MAX_REMEMBERED:
-        known.add(number)
