@@ -88,6 +88,10 @@ class _Wire(io.RawIOBase):
                 self._pending[0] = self._pending[0][sent:]
         self._size = 0
 
+    def forget(self) -> None:
+        """Nobody is there to take what is gathered; or else Python would try again at the end."""
+        self._pending.clear()
+
 
 class _Body:
     """The body of a request: a number of bytes, or chunks.
@@ -214,6 +218,7 @@ class Server(wsgi.Server):
         except OSError:  # the client has gone, or has been silent for long
             pass
         finally:
+            wire.forget()
             with self._changing:
                 del self._threads[threading.current_thread()]
                 sock.close()
