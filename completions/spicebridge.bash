@@ -110,11 +110,11 @@ _spicebridge_value() {
 
 _spicebridge() {
     local words cur quote='' command=bridge option='' uri='' i
-    local with_value=' --custom-channel --share --password-file --ready-fd --log-format --listen '
+    local with_value=' --custom-channel --share --password-file --connect-timeout --ready-fd --log-format --listen '
     local -A options=(
-        [bridge]='--custom-channel --share --password-file --ready-fd --log-format
+        [bridge]='--custom-channel --share --password-file --connect-timeout --ready-fd --log-format
             -v --verbose -q --quiet --version --help'
-        [list]='--json --password-file --log-format -v --verbose -q --quiet --help'
+        [list]='--json --password-file --connect-timeout --log-format -v --verbose -q --quiet --help'
         [serve]='--custom-channel --listen --password-file --ready-fd --log-format
             -v --verbose -q --quiet --help'
         [demo]='--keep --help'

@@ -53,10 +53,12 @@ from spicebridge.transport.address import (
     parse_host_port,
     parse_uri,
 )
+from spicebridge.transport.connect import CONNECT_TIMEOUT
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CONNECT_TIMEOUT",
     "DEFAULT_URI",
     "MAX_CHANNEL_TYPE",
     "USER_DEFINED_START",

@@ -26,6 +26,7 @@ async def run_bridges(
     specs: Sequence[BridgeSpec],
     *,
     password: str = "",
+    timeout: float | None = None,
     stop: anyio.Event | None = None,
     ready: Ready | None = None,
 ) -> None:
@@ -38,6 +39,7 @@ async def run_bridges(
         address: of the server.
         specs: one for each bridge.
         password: the ticket; empty where the server asks for none.
+        timeout: seconds for each step of reaching the server, see `open_session`.
         stop: set by the caller to drain and end. Cancelling ends at once.
         ready: called when the local ends exist and the channels were found.
 
@@ -64,7 +66,9 @@ async def run_bridges(
             for bridge, spec in zip(bridges, specs, strict=True):
                 await stack.enter_async_context(spec.endpoint)
                 bridge.status.end = spec.endpoint.name
-            session = await stack.enter_async_context(open_session(address, password))
+            session = await stack.enter_async_context(
+                open_session(address, password, timeout=timeout)
+            )
             channels = [await resolve(session, spec.channel) for spec in specs]
             _refuse_twice(channels)
             for bridge, channel in zip(bridges, channels, strict=True):

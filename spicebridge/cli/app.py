@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from spicebridge import (
+    CONNECT_TIMEOUT,
     BridgeSpec,
     Ready,
     SpicebridgeError,
@@ -30,6 +31,7 @@ from spicebridge.cli.descriptors import make_room_for
 from spicebridge.cli.listing import list_channels
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.options import (
+    ConnectTimeoutOption,
     CustomChannelOption,
     LogFormatOption,
     Output,
@@ -135,6 +137,7 @@ def _bridge(
     custom_channel: CustomChannelOption = None,
     share: ShareOption = None,
     password_file: PasswordFileOption = None,
+    connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
     ready_fd: ReadyFdOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     verbose: VerboseOption = 0,
@@ -157,7 +160,9 @@ def _bridge(
         specs = _parse(texts)  # anew: local ends belong to one event loop
 
         async def action(stop: anyio.Event, ready: Ready) -> None:
-            await run_bridges(address, specs, password=password, stop=stop, ready=ready)
+            await run_bridges(
+                address, specs, password=password, timeout=connect_timeout, stop=stop, ready=ready
+            )
 
         return anyio.run(run_until_signal, action, output, ready_fd)
 
@@ -189,6 +194,7 @@ def _list(
         bool, typer.Option("--json", help="Print JSON.", show_default=False)
     ] = False,
     password_file: PasswordFileOption = None,
+    connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
     log_format: LogFormatOption = LogFormat.TEXT,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -204,7 +210,7 @@ def _list(
 
     def run(password: str) -> int:
         async def show() -> None:
-            await list_channels(address, password, as_json=as_json)
+            await list_channels(address, password, as_json=as_json, timeout=connect_timeout)
 
         anyio.run(show)
         return 0

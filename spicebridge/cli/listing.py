@@ -39,7 +39,9 @@ class Row:
     bridge: Bridged | None = None
 
 
-async def list_channels(address: Address, password: str, *, as_json: bool) -> None:
+async def list_channels(
+    address: Address, password: str, *, as_json: bool, timeout: float | None = None
+) -> None:
     """Prints the channels of a server on stdout.
 
     QEMU serves one client. So where a spicebridge of this user has a session with the server, that
@@ -48,7 +50,7 @@ async def list_channels(address: Address, password: str, *, as_json: bool) -> No
     running = await running_at(address)
     offered = await _ask_bridges(running)
     if offered is None:
-        async with open_session(address, password) as session:
+        async with open_session(address, password, timeout=timeout) as session:
             offered = await ask_session(session)
     # of a server and a client on this machine the client, which comes last, has the local end
     bridged = {channel: end for each in running for channel, end in each.bridges.items()}

@@ -55,6 +55,15 @@ PasswordFileOption = Annotated[
         show_default=False,
     ),
 ]
+ConnectTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--connect-timeout",
+        metavar="SECONDS",
+        help="How long each step of reaching the server may take.",
+        min=0.01,
+    ),
+]
 VerboseOption = Annotated[
     int,
     typer.Option(

@@ -17,7 +17,11 @@ from spicebridge.transport.stream import Stream
 
 
 async def link(
-    address: Address, request: LinkRequest, logins: Sequence[ClientLogin], guard: anyio.CancelScope
+    address: Address,
+    request: LinkRequest,
+    logins: Sequence[ClientLogin],
+    guard: anyio.CancelScope,
+    timeout: float | None = None,
 ) -> Channel:
     """Links a channel.
 
@@ -29,6 +33,7 @@ async def link(
             crashes if a port is closed between the ticket and PORT_INIT (libspice-server 0.15:
             on_connect uses the client that has gone), so who wants the channel no longer must
             wait for that and then close it.
+        timeout: seconds that each step may take; None for `CONNECT_TIMEOUT`.
 
     Raises:
         ConnectError: the server cannot be reached, or falls silent.
@@ -37,11 +42,11 @@ async def link(
 
     When cancelled, nothing stays open.
     """
-    stream = await connect(address)
+    stream = await connect(address, timeout)
     try:
         exchange = Exchange(link_client(request, logins))
         position = 0
-        async with time_limit(f"linking {request.name} at {address}"):
+        async with time_limit(f"linking {request.name} at {address}", timeout):
             while not exchange.done:
                 if to_send := exchange.data_to_send():
                     await stream.write_all([memoryview(to_send)])

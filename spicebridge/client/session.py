@@ -88,13 +88,20 @@ class Session:
         lost: set once the server has ended the session; `failure` tells how.
     """
 
-    def __init__(self, address: Address, main: Channel, logins: Sequence[ClientLogin]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        main: Channel,
+        logins: Sequence[ClientLogin],
+        timeout: float | None = None,
+    ) -> None:
         self.address = address
         self.channels: tuple[ChannelInfo, ...] = ()
         self.lost = anyio.Event()
         self.failure: SpicebridgeError | None = None
         self._main = main
         self._logins = logins
+        self._timeout = timeout
         self._id = 0
         self._ports: dict[ChannelInfo, Channel] = {}  # the last link of each, which keeps its state
 
@@ -138,7 +145,7 @@ class Session:
             self._id, channel.type, channel.id, channel_caps=channel_caps(channel.type)
         )
         with anyio.CancelScope() as guard:
-            linked = await link(self.address, request, self._logins, guard)
+            linked = await link(self.address, request, self._logins, guard, self._timeout)
             try:
                 await self._greeting(linked)
             except SpicebridgeError as error:
@@ -160,7 +167,7 @@ class Session:
         kind = channel.linked.request.channel_type
         named = has_port_events(kind)
         if kind in {ChannelType.PORT, ChannelType.WEBDAV}:
-            async with time_limit(f"waiting for the name of {channel.name}"):
+            async with time_limit(f"waiting for the name of {channel.name}", self._timeout):
                 await self._first_word(channel, named=True)
         else:  # no server need say anything here
             with anyio.move_on_after(_QUIET_CHANNEL):
@@ -256,7 +263,9 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(address: Address, password: str = "") -> AsyncIterator[Session]:
+async def open_session(
+    address: Address, password: str = "", *, timeout: float | None = None
+) -> AsyncIterator[Session]:
     """Opens a session; leaving the block closes it.
 
     QEMU serves one client: a new session throws an older one out.
@@ -264,6 +273,8 @@ async def open_session(address: Address, password: str = "") -> AsyncIterator[Se
     Args:
         address: of the server, see `transport.address.parse_uri`.
         password: the ticket; empty where the server asks for none.
+        timeout: seconds that each step of reaching the server may take, here and when channels are
+            linked: connecting, linking, waiting for a first word; None for 10.
 
     Raises:
         ConnectError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
@@ -272,10 +283,10 @@ async def open_session(address: Address, password: str = "") -> AsyncIterator[Se
     """
     logins = [ClientTicket(password)]
     with anyio.CancelScope() as guard:
-        main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins, guard)
-    session = Session(address, main, logins)
+        main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins, guard, timeout)
+    session = Session(address, main, logins, timeout)
     try:
-        async with time_limit("waiting for the list of channels"):
+        async with time_limit("waiting for the list of channels", timeout):
             await session.begin()
     except SpicebridgeError as error:
         main.abort()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import zip_longest
+from typing import Any, Final
 
 import anyio
 
@@ -16,6 +18,13 @@ from spicebridge.transport.stream import Stream
 
 CONNECT_TIMEOUT = 10.0
 """Seconds that one step of reaching a server may take (curl and ssh wait for minutes)."""
+
+
+_HEAD_START: Final = 0.25
+"""Seconds that an address has before the next one is tried beside it (RFC 8305, 8)."""
+
+AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+"""One answer of getaddrinfo(3)."""
 
 
 @asynccontextmanager
@@ -36,13 +45,17 @@ async def time_limit(what: str, seconds: float | None = None) -> AsyncIterator[N
         ) from None
 
 
-async def connect(address: Address) -> Stream:
-    """Connects to a TCP port (each address of the name in turn) or a Unix socket.
+async def connect(address: Address, timeout: float | None = None) -> Stream:
+    """Connects to a TCP port (whichever address of the name answers first) or a Unix socket.
+
+    Args:
+        address: where.
+        timeout: seconds that it may take; None for `CONNECT_TIMEOUT`.
 
     Raises:
         ConnectError: saying what the system answered.
     """
-    async with time_limit(f"connecting to {address}"):
+    async with time_limit(f"connecting to {address}", timeout):
         if isinstance(address, UnixAddress):
             return Stream.of_socket(await _connect_unix(address))
         return Stream.of_socket(await _connect_tcp(address))
@@ -71,40 +84,63 @@ async def _connect_unix(address: UnixAddress) -> socket.socket:
 
 
 async def _connect_tcp(address: TcpAddress) -> socket.socket:
+    """The addresses of a name race each other, with a start each (RFC 8305, Happy Eyeballs)."""
     try:
         found = await anyio.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "that is no host name"
         raise ConnectError(f"looking up {address.host}: {reason}", "check the host name") from error
-    failure: OSError | None = None
-    for family, kind, protocol, _, sockaddr in found:
+    failures: list[OSError] = []
+    connected: list[socket.socket] = []
+
+    async def attempt(info: AddressInfo, over: anyio.Event) -> None:
         try:
-            sock = socket.socket(family, kind, protocol)
-        except OSError as error:  # the kernel was built without this family
-            failure = error
-            continue
+            connected.append(await _connect_one(info))
+        except OSError as error:
+            failures.append(error)
+            over.set()
+        else:
+            tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for info in _alternating(found):
+                over = anyio.Event()
+                tasks.start_soon(attempt, info, over)
+                with anyio.move_on_after(_HEAD_START):
+                    await over.wait()
+        if not connected:
+            failure = failures[0] if failures else OSError(errno.EADDRNOTAVAIL, "no address")
+            raise _refused(address, failure) from failure
+        return connected.pop(0)
+    finally:
+        for sock in connected:  # the second of two at once, or nobody wants them any more
+            sock.close()
+
+
+def _alternating(found: Sequence[AddressInfo]) -> list[AddressInfo]:
+    """The resolver's order, but by turns of address families (RFC 8305, 4)."""
+    families = list(dict.fromkeys(info[0] for info in found))
+    by_family = [[info for info in found if info[0] == family] for family in families]
+    return [info for turn in zip_longest(*by_family) for info in turn if info is not None]
+
+
+async def _connect_one(info: AddressInfo) -> socket.socket:
+    family, kind, protocol, _, sockaddr = info
+    sock = socket.socket(family, kind, protocol)
+    try:
         sock.setblocking(False)
         try:
-            await _connect_one(sock, sockaddr)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-    raise _refused(address, failure or OSError(errno.EADDRNOTAVAIL, "no address")) from failure
-
-
-async def _connect_one(sock: socket.socket, sockaddr: tuple[str, int]) -> None:
-    try:
-        sock.connect(sockaddr)
-    except BlockingIOError:
-        await anyio.wait_writable(sock)
-        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(code, os.strerror(code)) from None
+            sock.connect(sockaddr)
+        except BlockingIOError:
+            await anyio.wait_writable(sock)
+            if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(code, os.strerror(code)) from None
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _refused(address: Address, error: OSError) -> ConnectError:

@@ -402,6 +402,23 @@ def test_a_server_that_says_nothing(refused: Refused, short_tmp: Path) -> None:
         refused("list", uri, code=ConnectError.exit_code, says=says)
 
 
+def test_a_server_that_says_nothing_for_as_long_as_was_asked_for(
+    refused: Refused, short_tmp: Path
+) -> None:
+    spec = ("--custom-channel", f"unixsocket={short_tmp}/s,channelid=128")
+    with fake_server(short_tmp / "spice", until_gone) as uri:
+        says = ("linking main:0", "no answer within 0.2 seconds")
+        for command in (["list"], spec):
+            words = (*command, uri, "--connect-timeout", "0.2")
+            refused(*words, code=ConnectError.exit_code, says=says)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon"])
+def test_a_time_that_is_none(refused: Refused, seconds: str) -> None:
+    words = ("list", "--connect-timeout", seconds)
+    refused(*words, code=UsageError.exit_code, says=("--connect-timeout",))
+
+
 # Logging in
 
 

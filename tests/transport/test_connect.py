@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -13,7 +15,8 @@ import pytest
 
 from spicebridge.errors import ConnectError
 from spicebridge.transport.address import TcpAddress, UnixAddress
-from spicebridge.transport.connect import connect, time_limit
+from spicebridge.transport.connect import _alternating, connect, time_limit
+from tests.conftest import PATIENCE
 from tests.transport.pairs import read_exactly, settled
 
 
@@ -223,3 +226,92 @@ async def test_a_cancelled_connect_over_tcp_leaves_nothing_open(
     assert descriptors() <= before + 1
     for sock in (listening, *waiting):
         sock.close()
+
+
+# The addresses of one name
+
+
+Answer = tuple[int, int, int, str, tuple[str, int]]
+
+
+def answer(address: TcpAddress) -> Answer:
+    return socket.AF_INET, socket.SOCK_STREAM, 0, "", (address.host, address.port)
+
+
+@pytest.fixture
+def silent() -> Iterator[TcpAddress]:
+    """Where nobody answers a SYN: a listener whose queue is full."""
+    listening, address = server(backlog=0)
+    with ExitStack() as stack:
+        stack.enter_context(listening)
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            assert sock.connect_ex((address.host, address.port)) == errno.EINPROGRESS
+        yield address
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *answers: Answer) -> None:
+    async def resolve(*_: object, **__: object) -> list[Answer]:
+        return list(answers)
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+
+
+async def test_an_address_that_does_not_answer_does_not_keep_the_next_one_waiting(
+    monkeypatch: pytest.MonkeyPatch, silent: TcpAddress
+) -> None:
+    """As with a name whose IPv6 address leads nowhere."""
+    listening, address = server()
+    resolving(monkeypatch, answer(silent), answer(silent), answer(address))
+    with listening:
+        before = descriptors()
+        with anyio.fail_after(PATIENCE):
+            stream = await connect(TcpAddress("three.example", 1), timeout=float("inf"))
+        assert descriptors() == before + 1
+        listening.accept()[0].close()
+        stream.close()
+    assert descriptors() == before - 1
+
+
+async def test_an_address_that_answers_late_is_not_given_up_for_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead, dead_address = server()
+    dead.close()
+    listening, address = server()
+    resolving(monkeypatch, answer(dead_address), answer(address), answer(dead_address))
+    with listening:
+        (await connect(TcpAddress("three.example", 1))).close()
+
+
+async def test_where_no_address_answers_the_reason_is_that_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead, address = server()
+    dead.close()
+    nowhere = (socket.AF_IPX, socket.SOCK_STREAM, 0, "", ("x", 1))
+    resolving(monkeypatch, answer(address), nowhere)
+    before = descriptors()
+    with pytest.raises(ConnectError, match=r"connecting to two\.example:1: Connection refused; is"):
+        await connect(TcpAddress("two.example", 1))
+    assert descriptors() == before
+
+
+async def test_no_address_in_time_is_an_error_that_names_the_step(
+    monkeypatch: pytest.MonkeyPatch, silent: TcpAddress
+) -> None:
+    resolving(monkeypatch, answer(silent), answer(silent))
+    before = descriptors()
+    with pytest.raises(ConnectError, match=r"connecting to two\.example:1: no answer within 0\.3 "):
+        await connect(TcpAddress("two.example", 1), timeout=0.3)
+    assert descriptors() == before
+
+
+def test_families_take_turns_in_the_order_of_the_resolver() -> None:
+    four, six = socket.AF_INET, socket.AF_INET6
+    found = [
+        (family, socket.SOCK_STREAM, 0, "", number)
+        for number, family in enumerate([six, six, six, four])
+    ]
+    assert [info[4] for info in _alternating(found)] == [0, 3, 1, 2]
