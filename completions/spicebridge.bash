@@ -97,6 +97,7 @@ _spicebridge_value() {
         --custom-channel) _spicebridge_spec "$2" "$3" ;;
         --log-format) _spicebridge_offer "$2" "$3" text json ;;
         --password-file) _spicebridge_files "$2" "$3" -f ;;
+        --password-command) _spicebridge_files "$2" "$3" -c ;;
         --share) _spicebridge_files "$2" "$3" -d ;;
         --listen)
             if [[ $3 == unix:* ]]; then
@@ -110,12 +111,12 @@ _spicebridge_value() {
 
 _spicebridge() {
     local words cur quote='' command=bridge option='' uri='' i
-    local with_value=' --custom-channel --share --password-file --connect-timeout --ready-fd --log-format --listen '
+    local with_value=' --custom-channel --share --password-file --password-command --connect-timeout --ready-fd --log-format --listen '
     local -A options=(
-        [bridge]='--custom-channel --share --password-file --connect-timeout --ready-fd --log-format
-            -v --verbose -q --quiet --version --help'
-        [list]='--json --password-file --connect-timeout --log-format -v --verbose -q --quiet --help'
-        [serve]='--custom-channel --listen --password-file --ready-fd --log-format
+        [bridge]='--custom-channel --share --password-file --password-command --connect-timeout
+            --ready-fd --log-format -v --verbose -q --quiet --version --help'
+        [list]='--json --password-file --password-command --connect-timeout --log-format -v --verbose -q --quiet --help'
+        [serve]='--custom-channel --listen --password-file --password-command --ready-fd --log-format
             -v --verbose -q --quiet --help'
         [demo]='--keep --help'
     )

@@ -9,7 +9,7 @@ function __spicebridge_command
             continue
         end
         switch $word
-            case --custom-channel --share --password-file --connect-timeout --ready-fd --log-format --listen
+            case --custom-channel --share --password-file --password-command --connect-timeout --ready-fd --log-format --listen
                 set option $word
             case '-*'
             case list serve demo
@@ -36,7 +36,7 @@ function __spicebridge_no_uri
             continue
         end
         switch $word
-            case --custom-channel --share --password-file --connect-timeout --ready-fd --log-format --listen
+            case --custom-channel --share --password-file --password-command --connect-timeout --ready-fd --log-format --listen
                 set option $word
             case '-*' list
             case '*'
@@ -164,6 +164,8 @@ complete -c spicebridge -n '__spicebridge_is none bridge' -l share -x \
     -a '(__fish_complete_directories)' -d 'Share a folder with the guest'
 complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l password-file -r -F \
     -d 'Read the password from the first line of a file'
+complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l password-command -x \
+    -a '(__fish_complete_command)' -d 'Take the password from what a command prints'
 complete -c spicebridge -n '__spicebridge_is none bridge list' -l connect-timeout -x \
     -d 'How long each step of reaching the server may take'
 complete -c spicebridge -n '__spicebridge_is none bridge serve' -l ready-fd -x \

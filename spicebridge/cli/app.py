@@ -35,6 +35,7 @@ from spicebridge.cli.options import (
     CustomChannelOption,
     LogFormatOption,
     Output,
+    PasswordCommandOption,
     PasswordFileOption,
     QuietOption,
     ReadyFdOption,
@@ -137,6 +138,7 @@ def _bridge(
     custom_channel: CustomChannelOption = None,
     share: ShareOption = None,
     password_file: PasswordFileOption = None,
+    password_command: PasswordCommandOption = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
     ready_fd: ReadyFdOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -166,7 +168,8 @@ def _bridge(
 
         return anyio.run(run_until_signal, action, output, ready_fd)
 
-    raise typer.Exit(with_password(given_password(password_file), address, run))
+    given = given_password(password_file, password_command)
+    raise typer.Exit(with_password(given, address, run))
 
 
 def _parse(texts: list[str], *, serving: bool = False) -> list[BridgeSpec]:
@@ -194,6 +197,7 @@ def _list(
         bool, typer.Option("--json", help="Print JSON.", show_default=False)
     ] = False,
     password_file: PasswordFileOption = None,
+    password_command: PasswordCommandOption = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
     log_format: LogFormatOption = LogFormat.TEXT,
     verbose: VerboseOption = 0,
@@ -215,7 +219,8 @@ def _list(
         anyio.run(show)
         return 0
 
-    raise typer.Exit(with_password(given_password(password_file), address, run))
+    given = given_password(password_file, password_command)
+    raise typer.Exit(with_password(given, address, run))
 
 
 @app.command("serve")
@@ -230,6 +235,7 @@ def _serve(
         ),
     ] = "127.0.0.1:5900",
     password_file: PasswordFileOption = None,
+    password_command: PasswordCommandOption = None,
     ready_fd: ReadyFdOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     verbose: VerboseOption = 0,
@@ -250,7 +256,7 @@ def _serve(
             raise UsageError("--listen unix: names no path", "write unix:PATH")
     else:
         address = parse_host_port(listen)
-    password = given_password(password_file)
+    password = given_password(password_file, password_command)
 
     async def action(stop: anyio.Event, ready: Ready) -> None:
         await serve_bridges(address, specs, password=password, stop=stop, ready=ready)

@@ -55,6 +55,15 @@ PasswordFileOption = Annotated[
         show_default=False,
     ),
 ]
+PasswordCommandOption = Annotated[
+    str | None,
+    typer.Option(
+        "--password-command",
+        metavar="COMMAND",
+        help="Take the password from the first line that COMMAND prints.",
+        show_default=False,
+    ),
+]
 ConnectTimeoutOption = Annotated[
     float,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -140,6 +141,25 @@ def test_a_password_file_comes_before_the_environment(locked: Offered, short_tmp
     (short_tmp / "password").write_text(PASSWORD)
     args = ("list", locked.uri, "--password-file", f"{short_tmp}/password")
     assert run(*args, env={"SPICEBRIDGE_PASSWORD": "wrong"}).code == 0
+
+
+def test_a_password_command_comes_before_the_environment(locked: Offered) -> None:
+    command = f"printf '%s\\nsecond line\\n' {shlex.quote(PASSWORD)}"
+    args = ("list", locked.uri, "--password-command", command)
+    finished = run(*args, env={"SPICEBRIDGE_PASSWORD": "wrong"})
+    assert finished.code == 0, finished
+    assert PASSWORD not in finished.stderr
+
+
+def test_a_password_command_reads_nothing_of_what_is_for_the_guest(
+    locked: Offered,
+) -> None:
+    command = shlex.join(["sh", "-c", f"cat; echo {shlex.quote(PASSWORD)}"])
+    words = (locked.uri, "--password-command", command, "--custom-channel")
+    with connect(Path(locked.uri.removeprefix("spice+unix://")).with_name("guest")) as guest:
+        finished = run(*words, "stdio,channelid=128", stdin=b"for the guest")
+        assert finished.code == 0, finished
+        assert read_exactly(guest, 13) == b"for the guest"
 
 
 def test_a_person_at_a_terminal_is_asked_for_the_password(locked: Offered) -> None:

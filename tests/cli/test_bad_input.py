@@ -257,6 +257,16 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "list-option-of-bridge": (("list", *SPEC), ("--custom-channel",)),
     "password-file-missing": (("--password-file", "/nonexistent/p", *SPEC), ("No such file",)),
     "password-file-folder": (("--password-file", "/", *SPEC), ("--password-file /", "directory")),
+    "password-twice": (
+        ("--password-file", "/p", "--password-command", "pass", *SPEC),
+        ("both given",),
+    ),
+    "password-command-missing": (
+        ("--password-command", "/nonexistent/pass", *SPEC),
+        ("/nonexistent/pass", "No such file"),
+    ),
+    "password-command-unclosed": (("--password-command", "echo 'x", *SPEC), ("quotation",)),
+    "password-command-nothing": (("--password-command", " ", *SPEC), ("names no program",)),
 }
 
 
@@ -442,7 +452,7 @@ def test_a_password_that_the_server_does_not_take(
 
 
 def test_no_password_and_no_stdin_to_ask_at(refused: Refused, locked: Offered) -> None:
-    says = ("--password-file or $SPICEBRIDGE_PASSWORD",)
+    says = ("--password-file, --password-command or $SPICEBRIDGE_PASSWORD",)
     refused("list", locked.uri, code=LoginError.exit_code, closed=[0], says=says)
 
 
@@ -451,6 +461,23 @@ def test_a_wrong_password_in_a_file(refused: Refused, locked: Offered, short_tmp
     password.write_text(PASSWORD + "r\n")
     args = ("list", locked.uri, "--password-file", str(password))
     refused(*args, code=LoginError.exit_code, says=("permission denied",))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("sh -c 'echo battery; exit 3'", "status 3"),
+        ("true", "first line is empty"),
+        ("sh -c 'echo; echo battery'", "first line is empty"),
+        ("sh -c 'kill $$'", "status -15"),
+        ("echo battery", "permission denied"),
+    ],
+)
+def test_a_password_command_that_does_not_have_it(
+    refused: Refused, locked: Offered, command: str, says: str
+) -> None:
+    words = ("list", locked.uri, "--password-command", command)
+    assert "battery" not in refused(*words, code=LoginError.exit_code, says=(says,))
 
 
 def test_a_password_file_that_is_no_text(
