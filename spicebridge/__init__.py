@@ -19,7 +19,7 @@ from spicebridge.client.session import ChannelInfo, PortInfo, Session, open_sess
 from spicebridge.endpoints.base import Application, Endpoint
 from spicebridge.endpoints.inherited import InheritedEndpoint
 from spicebridge.endpoints.pipe import PipeEndpoint
-from spicebridge.endpoints.process import ProcessEndpoint
+from spicebridge.endpoints.process import PASSWORD_VARIABLE, ProcessEndpoint
 from spicebridge.endpoints.pty import PtyEndpoint
 from spicebridge.endpoints.share import ShareEndpoint
 from spicebridge.endpoints.sockets import ConnectingEndpoint, ListeningEndpoint
@@ -61,6 +61,7 @@ __all__ = [
     "CONNECT_TIMEOUT",
     "DEFAULT_URI",
     "MAX_CHANNEL_TYPE",
+    "PASSWORD_VARIABLE",
     "USER_DEFINED_START",
     "Address",
     "Application",

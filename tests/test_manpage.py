@@ -22,11 +22,10 @@ from spicebridge.cli.app import app
 from spicebridge.cli.listing import Row
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.options import URI_VARIABLE
-from spicebridge.cli.password import VARIABLE as PASSWORD_VARIABLE
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS, parse_custom_channel
 from spicebridge.cli.status import VARIABLE as RUNTIME_VARIABLE
 from spicebridge.client.session import BUSY_TIMEOUT
-from spicebridge.endpoints.process import EXIT_TIMEOUT
+from spicebridge.endpoints.process import EXIT_TIMEOUT, PASSWORD_VARIABLE
 from spicebridge.endpoints.sockets import TCP_LINGER
 from spicebridge.endpoints.stdio import STDIO_LINGER
 from spicebridge.transport.address import DEFAULT_URI

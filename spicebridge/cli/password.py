@@ -9,11 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
-from spicebridge import Address, LoginError, UsageError
-
-VARIABLE: Final = "SPICEBRIDGE_PASSWORD"
+from spicebridge import PASSWORD_VARIABLE, Address, LoginError, UsageError
 
 
 def given_password(file: Path | None, command: str | None) -> str | None:
@@ -37,7 +34,7 @@ def given_password(file: Path | None, command: str | None) -> str | None:
         return _from_file(file)
     if command is not None:
         return _from_command(command)
-    return os.environ.get(VARIABLE) or None
+    return os.environ.get(PASSWORD_VARIABLE) or None
 
 
 def _from_file(file: Path) -> str:
@@ -101,6 +98,6 @@ def with_password(given: str | None, address: Address, run: Callable[[str], int]
         if sys.stdin is None or not sys.stdin.isatty():
             raise LoginError(
                 error.problem,
-                f"give a password with --password-file, --password-command or ${VARIABLE}",
+                f"give a password with --password-file, --password-command or ${PASSWORD_VARIABLE}",
             ) from error
     return run(getpass.getpass(f"Password for {address}: "))

@@ -20,7 +20,13 @@ EXIT_TIMEOUT = 2.0
 """Seconds that a program has to exit after its end of file, and again after SIGTERM."""
 
 _PIPE_SIZE: Final = 1024 * 1024  # bytes; /proc/sys/fs/pipe-max-size allows this to everybody
-_SECRET: Final = "SPICEBRIDGE_PASSWORD"  # noqa: S105 - the name of the variable, not its value
+PASSWORD_VARIABLE: Final = "SPICEBRIDGE_PASSWORD"  # noqa: S105 - its name, not its value
+"""Of the environment: the password, which no program that we start is to see."""
+
+
+def environment() -> dict[str, str]:
+    """Ours, less what is secret, for a program that we start."""
+    return {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
 
 
 class ProcessApplication(Application):
@@ -111,7 +117,7 @@ class ProcessEndpoint(Endpoint):
                 stdin=child_in,
                 stdout=child_out,
                 stderr=None,
-                env={name: value for name, value in os.environ.items() if name != _SECRET},
+                env=environment(),
                 start_new_session=True,  # Ctrl-C is for us; the program gets end of file
             )
         except BaseException as error:

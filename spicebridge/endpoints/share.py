@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import Process
 
 from spicebridge.endpoints.base import Application, Endpoint
-from spicebridge.endpoints.process import EXIT_TIMEOUT
+from spicebridge.endpoints.process import EXIT_TIMEOUT, environment
 from spicebridge.endpoints.share_server import READY
 from spicebridge.errors import EndpointError
 from spicebridge.transport.stream import Stream
@@ -29,7 +29,6 @@ START_TIMEOUT = 30.0
 
 _SERVER: Final = "spicebridge.endpoints.share_server"
 _LIBRARIES: Final = ("wsgidav", "cheroot")
-_SECRET: Final = "SPICEBRIDGE_PASSWORD"  # noqa: S105 - the name of the variable, not its value
 
 
 class ShareEndpoint(Endpoint):
@@ -148,7 +147,7 @@ class ShareEndpoint(Endpoint):
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=None,
-                    env={name: value for name, value in os.environ.items() if name != _SECRET},
+                    env=environment(),
                     start_new_session=True,  # Ctrl-C is for us; it ends when we do
                     pass_fds=(theirs.fileno(),),
                 )
