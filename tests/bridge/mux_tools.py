@@ -62,6 +62,7 @@ class MuxGuest:
         self._leave = anyio.CancelScope()
         self._reading = anyio.Event()
         self._reading.set()
+        self._sending = anyio.Lock()
 
     async def play(self, channel: Channel) -> None:
         """Takes frames until the client goes, or `leave`."""
@@ -114,9 +115,10 @@ class MuxGuest:
         await until(lambda: self.linked and self.links >= count, f"link {count}")
 
     async def send(self, data: bytes, cuts: Iterable[int] = ()) -> None:
-        """Sends bytes, cut into DATA at these places."""
-        for piece in pieces(data, cuts):
-            await self.channel.send(piece)
+        """Sends bytes, cut into DATA at these places; several tasks may, and none amid another."""
+        async with self._sending:  # a channel has one buffer for what is sent
+            for piece in pieces(data, cuts):
+                await self.channel.send(piece)
 
     async def tell(self, event: PortEventType) -> None:
         """Opens or closes the port."""
