@@ -100,10 +100,11 @@ class BridgedStream(MuxStream):
 
         Args:
             count: called with the bytes that it takes.
+
+        Who starts it has set `draining`, so that no other does.
         """
         assert self.application is not None  # noqa: S101 - the caller has looked
         stream = self.application.stream
-        self.draining = True
         try:
             while self.pending and not (self.over or self.deaf):
                 if not self.push(count):

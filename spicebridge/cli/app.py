@@ -26,7 +26,6 @@ from spicebridge import (
     serve_bridges,
 )
 from spicebridge.cli.answer import OutputClosedError
-from spicebridge.cli.demo import run_demo
 from spicebridge.cli.descriptors import make_room_for
 from spicebridge.cli.listing import list_channels
 from spicebridge.cli.log import LogFormat
@@ -271,6 +270,9 @@ def _demo(
     ] = False,
 ) -> None:
     """Run an endpoint and bridges in one process, and show bytes going through."""
+    # here, as its HTTP client would cost the start of every other command some 20 ms
+    from spicebridge.cli.demo import run_demo
+
     output = set_up_output(0, True, LogFormat.TEXT)
 
     async def action(stop: anyio.Event, ready: Ready) -> None:
