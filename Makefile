@@ -10,13 +10,12 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find spicebridge man completions -type f -not -name '*.pyc') pyproject.toml
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check coverage bench clean
+.PHONY: demo test check coverage bench packages clean
 
 demo: $(VENV)/installed
 	$(BIN)/spicebridge demo $(if $(KEEP),--keep)
 
-test: $(VENV)/installed-dev
-	.ci/packages $(shell cat .ci/packages.txt)
+test: packages $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -25,14 +24,17 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-coverage: $(VENV)/installed-dev
+coverage: packages $(VENV)/installed-test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n auto $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-bench: $(VENV)/installed-dev
+bench: packages $(VENV)/installed-test
 	$(BIN)/python -m tests.benchmarks
+
+packages:
+	.ci/packages $(shell cat .ci/packages.txt)
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spicebridge needs Python 3.11 or newer")'
@@ -48,6 +50,11 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install 'pip>=25.1'
 	$(PIP) install --group dev
+	touch $@
+
+# gssapi is built from its source, with what the packages bring
+$(VENV)/installed-test: $(VENV)/installed-dev | packages
+	$(PIP) install '.[webdav,gssapi]'
 	touch $@
 
 clean:

@@ -12,6 +12,11 @@ gir1.2-spiceclientglib-2.0); the upper half, for tests, runs it. The script prin
                                       itself (libphodav) until it is ended
     {"error": TEXT}                   then it ends
 
+`--set NAME=VALUE` sets a property of the SpiceSession that is a text or a list of texts, such as
+ca-file, cert-subject (which then stands for the host's name, as in virt-viewer), ciphers, proxy
+(http or https), secure-channels or username. The proxy has no say over Unix sockets; $SPICE_PROXY
+is the same. That of an https proxy must be a certificate that the system trusts.
+
 The library cannot drain on leaving: a server may lose what it has not taken when the client
 goes, so look at the server's end before the exchange is left. And libspice-server 0.15.1 crashes
 when a client leaves a port before it was sent PORT_INIT, so nothing begins before all have names.
@@ -26,7 +31,7 @@ the bindings free too early, so it is called through ctypes.
 import argparse
 import ctypes
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,14 +43,24 @@ if __name__ != "__main__":  # a script has no package to import from
         """The running script."""
 
         def __init__(
-            self, uri: str, *arguments: str | Path, password_file: Path | None = None
+            self,
+            uri: str,
+            *arguments: str | Path,
+            password_file: Path | None = None,
+            properties: Mapping[str, str] | None = None,
         ) -> None:
             login = ["--password-file", str(password_file)] if password_file else []
+            login += [f"--set={name}={value}" for name, value in (properties or {}).items()]
             super().__init__(["/usr/bin/python3", __file__, "--uri", uri, *login, *arguments])
 
-    def list_channels(uri: str, *, password_file: Path | None = None) -> list[Message]:
+    def list_channels(
+        uri: str,
+        *,
+        password_file: Path | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> list[Message]:
         """The channels that the server at `uri` offers, ports with their names."""
-        with GlibClient(uri, "list", password_file=password_file) as client:
+        with GlibClient(uri, "list", password_file=password_file, properties=properties) as client:
             answer = client.wait_messages(
                 lambda messages: next((m for m in messages if "channels" in m), None),
                 what="no list of channels",
@@ -61,6 +76,7 @@ if __name__ != "__main__":  # a script has no package to import from
         expect: int,
         out: Path,
         password_file: Path | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> GlibClient:
         """Start to send a file to a port, while `expect` bytes from it go into another file.
 
@@ -77,6 +93,7 @@ if __name__ != "__main__":  # a script has no package to import from
             "--out-file",
             out,
             password_file=password_file,
+            properties=properties,
         )
 
     def share(uri: str, folder: Path, *, read_only: bool = False) -> GlibClient:
@@ -98,6 +115,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--uri", required=True)
     parser.add_argument("--password-file", type=Path)
+    parser.add_argument("--set", action="append", default=[])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list")
     exchanging = commands.add_parser("exchange")
@@ -118,7 +136,7 @@ def _main() -> None:
             client = _Exchanger(options)
         case _:
             client = _Sharer(options)
-    client.run(options.uri, password)
+    client.run(options.uri, password, dict(each.split("=", 1) for each in options.set))
 
 
 def _say(**message: object) -> None:
@@ -138,14 +156,22 @@ class _Client:
         self._session = self._spice.Session()
         self.channels: list[Any] = []
 
-    def run(self, uri: str, password: str | None) -> None:
-        self._session.props.uri = uri
+    def run(self, uri: str, password: str | None, properties: dict[str, str]) -> None:
+        self._session.props.uri = uri  # first, for it clears username and password
+        self._set(properties)
         if password is not None:
             self._session.props.password = password
         self._on(self._session, "channel-new", self._channel_new)
         self._spice.Session.connect(self._session)
         self._loop.run()
         self._session.disconnect()
+
+    def _set(self, properties: dict[str, str]) -> None:
+        for name, value in properties.items():
+            is_list = self._session.find_property(name).value_type.name == "GStrv"
+            self._session.set_property(name, value.split(",") if is_list else value)
+        if "cert-subject" in properties:
+            self._session.props.verify = self._spice.SessionVerify.SUBJECT
 
     def end(self, **message: object) -> None:
         _say(**message)

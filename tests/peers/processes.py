@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ class PeerError(RuntimeError):
 class Process:
     """A child process that is ended when its `with` block is left.
 
-    Its standard error goes to an unnamed file, to be quoted by errors.
+    Its standard error goes to an unnamed file, to be quoted by errors; `env` is added to ours.
     """
 
     def __init__(
@@ -41,12 +41,18 @@ class Process:
         pass_fds: Sequence[int] = (),
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._name = Path(argv[0]).name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self.popen = subprocess.Popen(
-                argv, stdin=stdin, stdout=stdout, stderr=self._stderr, pass_fds=pass_fds
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._stderr,
+                pass_fds=pass_fds,
+                env={**os.environ, **(env or {})},
             )
         except BaseException:
             self._stderr.close()

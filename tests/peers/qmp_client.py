@@ -3,11 +3,16 @@
 Used on QEMU's private control monitor and, just the same, through a bridge on a monitor port.
 """
 
+import base64
+import hashlib
 import json
+import os
 import socket
 from typing import Any, Self
 
 _TIMEOUT = 20.0
+_TEXT = 32 * 1024
+_ON_THEIR_WAY = 8
 
 
 class QmpError(RuntimeError):
@@ -44,8 +49,7 @@ class QmpClient:
         renamed = {name.replace("_", "-"): value for name, value in arguments.items()}
         request = {"execute": command, "arguments": renamed}
         self._sock.sendall(json.dumps(request).encode() + b"\n")
-        while "event" in (answer := self._read()):
-            self.events.append(answer)
+        answer = self._answer()
         if "error" in answer:
             raise QmpError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
@@ -53,6 +57,35 @@ class QmpClient:
     def hmp(self, line: str) -> str:
         """Run a line of the human monitor and give back what it prints."""
         return str(self.execute("human-monitor-command", command_line=line))
+
+    def echo(self, size: int) -> tuple[str, str]:
+        """Have random text come back as the ids of commands; a guest is not needed for that.
+
+        Some commands are on their way at a time, and no more than libspice-server holds for a
+        client: it asks QEMU for 64 KiB of answers whenever QEMU has taken a command, and where it
+        could not then, nobody would ask for the last of them.
+
+        Args:
+            size: how much, in bytes.
+
+        Returns:
+            The SHA-256 of what was sent and of what came back, in hex.
+        """
+        sent, received = hashlib.sha256(), hashlib.sha256()
+        count = size // _TEXT
+        for number in range(count + _ON_THEIR_WAY):
+            if number < count:
+                text = base64.b64encode(os.urandom(_TEXT // 4 * 3))
+                self._sock.sendall(b'{"execute": "query-name", "id": "%s"}\n' % text)
+                sent.update(text)
+            if number >= _ON_THEIR_WAY:
+                received.update(self._answer()["id"].encode())
+        return sent.hexdigest(), received.hexdigest()
+
+    def _answer(self) -> dict[str, Any]:
+        while "event" in (answer := self._read()):
+            self.events.append(answer)
+        return answer
 
     def _read(self) -> dict[str, Any]:
         line = self._lines.readline()
