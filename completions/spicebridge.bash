@@ -91,14 +91,46 @@ _spicebridge_spec() {
     done
 }
 
+# Offers channel types behind the last comma of $2, with $1 before all of it
+_spicebridge_types() {
+    local head=${2%"${2##*,}"} type
+    for type in main display inputs cursor playback record tunnel smartcard usbredir port webdav; do
+        [[ ,$head == *",$type,"* ]] || _spicebridge_offer "$1$head" "${2##*,}" "$type"
+    done
+    [[ $head ]] || _spicebridge_offer "$1" "$2" all
+}
+
+# Offers servers that begin with $1: starts of URIs, and connection files
+_spicebridge_uri() {
+    local file
+    if [[ $1 == spice+unix://* ]]; then
+        _spicebridge_files spice+unix:// "${1#spice+unix://}" -f
+        return
+    fi
+    _spicebridge_offer '' "$1" spice:// spice+tls:// spice+unix:/// ws:// wss://
+    [[ $1 && ${#COMPREPLY[@]} -eq 0 ]] && compopt -o filenames 2>/dev/null
+    while IFS= read -r file; do
+        if [[ -d $file ]]; then
+            [[ $1 ]] && COMPREPLY+=("$file/")
+        elif [[ $file == *.vv ]]; then
+            COMPREPLY+=("$file")
+        fi
+    done < <(compgen -f -- "$1")
+}
+
 # Completes a value of option $1; $2 stands before it, $3 is what there is of it
 _spicebridge_value() {
     case $1 in
         --custom-channel) _spicebridge_spec "$2" "$3" ;;
         --log-format) _spicebridge_offer "$2" "$3" text json ;;
-        --password-file) _spicebridge_files "$2" "$3" -f ;;
+        --password-file | --ca-file | --tls-cert | --tls-key) _spicebridge_files "$2" "$3" -f ;;
         --password-command) _spicebridge_files "$2" "$3" -c ;;
         --share) _spicebridge_files "$2" "$3" -d ;;
+        --pinned-key) _spicebridge_offer "$2" "$3" sha256// ;;
+        --secure-channels) _spicebridge_types "$2" "$3" ;;
+        --proxy) _spicebridge_offer "$2" "$3" http:// https:// socks5:// ;;
+        --sasl-mechanism)
+            _spicebridge_offer "$2" "$3" GSSAPI SCRAM-SHA-512 SCRAM-SHA-256 SCRAM-SHA-1 PLAIN EXTERNAL ;;
         --listen)
             if [[ $3 == unix:* ]]; then
                 _spicebridge_files "$2unix:" "${3#unix:}" -f
@@ -111,13 +143,16 @@ _spicebridge_value() {
 
 _spicebridge() {
     local words cur quote='' command=bridge option='' uri='' i
-    local with_value=' --custom-channel --share --password-file --password-command --connect-timeout --ready-fd --log-format --listen '
+    local reach='--ca-file --host-subject --pinned-key --tls-ciphers --secure-channels --proxy --sasl-mechanism'
+    local with_value=" --custom-channel --share --password-file --password-command $reach
+        --connect-timeout --ready-fd --log-format --listen --perm --tls-cert --tls-key "
     local -A options=(
-        [bridge]='--custom-channel --share --password-file --password-command --connect-timeout
-            --ready-fd --log-format -v --verbose -q --quiet --version --help'
-        [list]='--json --password-file --password-command --connect-timeout --log-format -v --verbose -q --quiet --help'
-        [serve]='--custom-channel --listen --password-file --password-command --ready-fd --log-format
-            -v --verbose -q --quiet --help'
+        [bridge]="--custom-channel --share --password-file --password-command $reach --insecure-tls
+            --connect-timeout --ready-fd --log-format -v --verbose -q --quiet --version --help"
+        [list]="--json --password-file --password-command $reach --insecure-tls
+            --connect-timeout --log-format -v --verbose -q --quiet --help"
+        [serve]='--custom-channel --listen --perm --tls-cert --tls-key --password-file
+            --password-command --ready-fd --log-format -v --verbose -q --quiet --help'
         [demo]='--keep --help'
     )
     COMPREPLY=()
@@ -131,7 +166,7 @@ _spicebridge() {
     for ((i = 1; i < ${#words[@]} - 1; i++)); do
         if [[ $option ]]; then
             option=''
-        elif [[ $with_value == *" ${words[i]} "* ]]; then
+        elif [[ $with_value == *[[:space:]]"${words[i]}"[[:space:]]* ]]; then
             option=${words[i]}
         elif [[ ${words[i]} != -* ]]; then
             if [[ -z $uri && $command == bridge && ${words[i]} == @(list|serve|demo) ]]; then
@@ -150,12 +185,8 @@ _spicebridge() {
         # shellcheck disable=SC2086
         _spicebridge_offer '' "$cur" ${options[$command]}
     elif [[ -z $uri && $command == @(bridge|list) ]]; then
-        if [[ $cur == spice+unix://* ]]; then
-            _spicebridge_files spice+unix:// "${cur#spice+unix://}" -f
-        else
-            [[ $command == bridge ]] && _spicebridge_offer '' "$cur" list serve demo
-            _spicebridge_offer '' "$cur" spice:// spice+unix:///
-        fi
+        [[ $command == bridge ]] && _spicebridge_offer '' "$cur" list serve demo
+        _spicebridge_uri "$cur"
     fi
 
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=:/] ]]; then

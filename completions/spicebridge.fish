@@ -9,7 +9,9 @@ function __spicebridge_command
             continue
         end
         switch $word
-            case --custom-channel --share --password-file --password-command --connect-timeout --ready-fd --log-format --listen
+            case --custom-channel --share --password-file --password-command --ca-file --host-subject \
+                    --pinned-key --tls-ciphers --secure-channels --proxy --sasl-mechanism --connect-timeout \
+                    --ready-fd --log-format --listen --perm --tls-cert --tls-key
                 set option $word
             case '-*'
             case list serve demo
@@ -36,7 +38,9 @@ function __spicebridge_no_uri
             continue
         end
         switch $word
-            case --custom-channel --share --password-file --password-command --connect-timeout --ready-fd --log-format --listen
+            case --custom-channel --share --password-file --password-command --ca-file --host-subject \
+                    --pinned-key --tls-ciphers --secure-channels --proxy --sasl-mechanism --connect-timeout \
+                    --ready-fd --log-format --listen --perm --tls-cert --tls-key
                 set option $word
             case '-*' list
             case '*'
@@ -135,8 +139,31 @@ function __spicebridge_uri
     set -l start (commandline -ct)
     if string match -q 'spice+unix://*' -- $start
         __spicebridge_files spice+unix:// (string replace 'spice+unix://' '' -- $start)
-    else
-        printf '%s\n' spice:// spice+unix:///
+        return
+    end
+    printf '%s\n' spice:// spice+tls:// spice+unix:/// ws:// wss://
+    # connection files, and once there is something of a path, folders
+    for file in (complete -C "'' "(string escape -- $start))
+        set -l path (string split -m 1 \t -- $file)[1]
+        switch $path
+            case '*.vv'
+                echo $path
+            case '*/'
+                test -n "$start"; and echo $path
+        end
+    end
+end
+
+# Completes the last of several channel types
+function __spicebridge_types
+    set -l parts (string replace -r '^--secure-channels=' '' -- (commandline -ct) | string split ,)
+    set -e parts[-1]
+    set -l types main display inputs cursor playback record tunnel smartcard usbredir port webdav all
+    for type in $types
+        if set -q parts[1]
+            contains -- $type all $parts; and continue
+        end
+        string join , $parts $type
     end
 end
 
@@ -166,6 +193,23 @@ complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l password
     -d 'Read the password from the first line of a file'
 complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l password-command -x \
     -a '(__fish_complete_command)' -d 'Take the password from what a command prints'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l ca-file -r -F \
+    -d 'Certificates of the authorities to believe'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l host-subject -x \
+    -d 'Subject of the certificate, instead of its name'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l pinned-key -x -a sha256// \
+    -d 'Digest of the public key to trust'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l tls-ciphers -x \
+    -d 'Ciphers of TLS 1.2'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l insecure-tls \
+    -d 'Do not check who the server is'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l secure-channels -x \
+    -a '(__spicebridge_types)' -d 'Link these channels with TLS only'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l proxy -x \
+    -a 'http:// https:// socks5://' -d 'Go through a proxy'
+complete -c spicebridge -n '__spicebridge_is none bridge list' -l sasl-mechanism -x \
+    -a 'GSSAPI SCRAM-SHA-512 SCRAM-SHA-256 SCRAM-SHA-1 PLAIN EXTERNAL' \
+    -d 'Log in with this mechanism only'
 complete -c spicebridge -n '__spicebridge_is none bridge list' -l connect-timeout -x \
     -d 'How long each step of reaching the server may take'
 complete -c spicebridge -n '__spicebridge_is none bridge serve' -l ready-fd -x \
@@ -180,5 +224,10 @@ complete -c spicebridge -n '__spicebridge_is none bridge' -l version \
 complete -c spicebridge -n '__spicebridge_is list' -l json -d 'Print JSON'
 complete -c spicebridge -n '__spicebridge_is serve' -l listen -x -a '(__spicebridge_listen)' \
     -d 'Where SPICE clients connect'
+complete -c spicebridge -n '__spicebridge_is serve' -l perm -x -d 'Mode of the Unix socket'
+complete -c spicebridge -n '__spicebridge_is serve' -l tls-cert -r -F \
+    -d 'Speak TLS, with this certificate'
+complete -c spicebridge -n '__spicebridge_is serve' -l tls-key -r -F \
+    -d 'The private key of the certificate'
 complete -c spicebridge -n '__spicebridge_is demo' -l keep -d 'Leave everything up to try it'
 complete -c spicebridge -l help -d 'Show the options and exit'

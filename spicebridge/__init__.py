@@ -15,11 +15,17 @@ from spicebridge.bridge.serving import serve_bridges
 from spicebridge.bridge.spec import BridgeSpec, ChannelWanted, Limits
 from spicebridge.bridge.supervisor import run_bridges
 from spicebridge.channel import Channel, ChannelClosedError
+from spicebridge.client.checking import check_target
 from spicebridge.client.session import ChannelInfo, PortInfo, Session, open_session
 from spicebridge.endpoints.base import Application, Endpoint
 from spicebridge.endpoints.inherited import InheritedEndpoint
 from spicebridge.endpoints.pipe import PipeEndpoint
-from spicebridge.endpoints.process import PASSWORD_VARIABLE, ProcessEndpoint
+from spicebridge.endpoints.process import (
+    PASSWORD_VARIABLE,
+    PROXY_VARIABLE,
+    URI_VARIABLE,
+    ProcessEndpoint,
+)
 from spicebridge.endpoints.pty import PtyEndpoint
 from spicebridge.endpoints.share import ShareEndpoint
 from spicebridge.endpoints.sockets import ConnectingEndpoint, ListeningEndpoint
@@ -35,6 +41,7 @@ from spicebridge.errors import (
     ProtocolError,
     SessionLostError,
     SpicebridgeError,
+    TlsError,
     UsageError,
     one_error,
 )
@@ -43,17 +50,26 @@ from spicebridge.protocol.constants import (
     USER_DEFINED_START,
     ChannelType,
     channel_type_name,
+    channel_types,
 )
 from spicebridge.protocol.events import PortEvent, PortInit
+from spicebridge.server.tls import server_context
 from spicebridge.transport.address import (
-    DEFAULT_URI,
     Address,
     TcpAddress,
     UnixAddress,
+    WebAddress,
     parse_host_port,
-    parse_uri,
 )
-from spicebridge.transport.connect import CONNECT_TIMEOUT
+from spicebridge.transport.connection_file import (
+    ConnectionFile,
+    delete_connection_file,
+    read_connection_file,
+)
+from spicebridge.transport.proxy_address import ProxyAddress, parse_proxy
+from spicebridge.transport.steps import CONNECT_TIMEOUT
+from spicebridge.transport.target import Target, Trust
+from spicebridge.transport.uri import DEFAULT_URI, parse_uri
 
 __version__ = "0.1.0"
 
@@ -62,6 +78,8 @@ __all__ = [
     "DEFAULT_URI",
     "MAX_CHANNEL_TYPE",
     "PASSWORD_VARIABLE",
+    "PROXY_VARIABLE",
+    "URI_VARIABLE",
     "USER_DEFINED_START",
     "Address",
     "Application",
@@ -77,6 +95,7 @@ __all__ = [
     "ChannelWanted",
     "ConnectError",
     "ConnectingEndpoint",
+    "ConnectionFile",
     "Endpoint",
     "EndpointError",
     "InheritedEndpoint",
@@ -90,6 +109,7 @@ __all__ = [
     "PortInit",
     "ProcessEndpoint",
     "ProtocolError",
+    "ProxyAddress",
     "PtyEndpoint",
     "Ready",
     "Session",
@@ -98,15 +118,25 @@ __all__ = [
     "SpicebridgeError",
     "StdioEndpoint",
     "StreamCount",
+    "Target",
     "TcpAddress",
+    "TlsError",
+    "Trust",
     "UnixAddress",
     "UsageError",
+    "WebAddress",
     "__version__",
     "channel_type_name",
+    "channel_types",
+    "check_target",
+    "delete_connection_file",
     "one_error",
     "open_session",
     "parse_host_port",
+    "parse_proxy",
     "parse_uri",
+    "read_connection_file",
     "run_bridges",
     "serve_bridges",
+    "server_context",
 ]

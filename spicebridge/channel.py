@@ -1,4 +1,4 @@
-"""A linked channel as a byte stream with port events: a `Conversation` on a `Stream`, either role.
+"""A linked channel as a byte stream with port events: a `Conversation` on a `Wire`, either role.
 
 Closing has two rules of its own. Closing a socket with unread input makes the kernel reset the
 connection, and the peer then loses what was on its way to it: so a channel ends its sending side,
@@ -22,7 +22,7 @@ from spicebridge.protocol.constants import Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
 from spicebridge.protocol.events import Event, PortInit
 from spicebridge.protocol.link import Linked
-from spicebridge.transport.stream import Stream
+from spicebridge.transport.wire import Wire
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that a peer has to end its side once we have ended ours."""
@@ -45,7 +45,7 @@ class Channel:
     """A linked channel. One task may receive while another one sends.
 
     Args:
-        stream: the connection, right behind the link result; the channel owns it from now on.
+        wire: the connection, right behind the link result; the channel owns it from now on.
         linked: what was agreed on.
         server: whether we are the server.
 
@@ -54,10 +54,10 @@ class Channel:
         port: name and state of the port as the server told them at the start, where it did.
     """
 
-    def __init__(self, stream: Stream, linked: Linked, *, server: bool = False) -> None:
+    def __init__(self, wire: Wire, linked: Linked, *, server: bool = False) -> None:
         self.linked = linked
         self.port: PortInit | None = None
-        self._stream = stream
+        self._wire = wire
         self._conversation = Conversation(
             linked.request.channel_type, mini_header=linked.mini_header, server=server
         )
@@ -133,23 +133,23 @@ class Channel:
 
     def peer_ended(self) -> bool:
         """Whether the peer has ended the channel, though not all that it sent was received."""
-        return self._stream.peer_ended()
+        return self._wire.peer_ended()
 
     def hold(self, items: Sequence[memoryview | Event]) -> None:
         """Gives back what `receive` returned, for the next call of it to return again."""
         self._held = list(items)
 
     def _read_nowait(self) -> int | None:
-        return self._stream.read_nowait(self._conversation.receive_buffer())
+        return self._wire.read_nowait(self._conversation.receive_buffer())
 
     async def _until_readable(self) -> None:
         """Waits for input, and sends our answers meanwhile if the peer did not take them yet."""
         if not self._conversation.control or self._sending.locked():
-            await self._stream.readable()
+            await self._wire.readable()
             return
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.flush)
-            await self._stream.readable()
+            await self._wire.readable()
             tasks.cancel_scope.cancel()
 
     # Sending
@@ -174,7 +174,7 @@ class Channel:
                 self._refuse_unusable()
                 message = self._conversation.data_message(count)
                 self._torn = True
-                await self._stream.write_all([message])
+                await self._wire.write_all([message])
                 self._torn = False
                 self._active = anyio.current_time()
                 if control:  # what the reading task has added meanwhile
@@ -217,13 +217,13 @@ class Channel:
         control = self._conversation.control
         while control:
             if not self._write_control_nowait():
-                await self._stream.writable()
+                await self._wire.writable()
 
     def _write_control_nowait(self) -> bool:
         """Sends what the kernel takes of our answers; returns False if it takes nothing now."""
         control = self._conversation.control
         try:
-            written = self._stream.write_nowait([control]) if self.usable else len(control)
+            written = self._wire.write_nowait([control]) if self.usable else len(control)
         except OSError:  # it has gone, but what it sent before still waits to be read
             self._ended = True
             written = len(control)
@@ -241,13 +241,13 @@ class Channel:
         """Ends our sending side: the peer reads end of file behind all that was sent."""
         self._ended = True
         try:
-            self._stream.end()
+            self._wire.end()
         except OSError:  # the link has broken already, as `receive` will say
             pass
 
     def abort(self) -> None:
         """Closes at once; what is on its way in either direction may be lost."""
-        self._stream.close()
+        self._wire.close()
 
     async def settle(self) -> None:
         """Waits, as a client, until the guest may be supposed to have taken our last DATA.
@@ -275,7 +275,7 @@ class Channel:
                 await self._close(SETTLE_TIME)
             raise
         finally:
-            self._stream.close()
+            self._wire.close()
 
     async def _close(self, patience: float) -> None:
         async with anyio.create_task_group() as tasks:

@@ -72,9 +72,18 @@ class ProtocolError(SpicebridgeError):
 
 
 class LoginError(SpicebridgeError):
-    """The server refused the ticket, or offers no login that we know."""
+    """The server refused the ticket, or offers no login that we know.
+
+    Args:
+        problem, hint: see `SpicebridgeError`.
+        by_password: whether another password, or one at all, might let us in.
+    """
 
     exit_code = 5
+
+    def __init__(self, problem: str, hint: str = "", *, by_password: bool = False) -> None:
+        super().__init__(problem, hint)
+        self.by_password = by_password
 
 
 class ChannelNotFoundError(SpicebridgeError):
@@ -108,9 +117,24 @@ class ApplicationError(SpicebridgeError):
 
 
 class LinkRefusedError(SpicebridgeError):
-    """The server refused the link for a reason of its own, e.g. that it must be encrypted."""
+    """The server refused the link for a reason of its own, e.g. that it must be encrypted.
+
+    Args:
+        problem, hint: see `SpicebridgeError`.
+        error: the number that the server gave (SPICE_LINK_ERR_...); 0 where it gave none.
+    """
 
     exit_code = 11
+
+    def __init__(self, problem: str, hint: str = "", error: int = 0) -> None:
+        super().__init__(problem, hint)
+        self.error = error
+
+
+class TlsError(SpicebridgeError):
+    """TLS could not be set up, or the server's certificate is not to be trusted."""
+
+    exit_code = 12
 
 
 @contextmanager

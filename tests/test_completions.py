@@ -16,13 +16,22 @@ from typing import Any
 import pytest
 import typer.main
 
+from spicebridge import ChannelType, parse_proxy
 from spicebridge.cli.app import app
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS
+from spicebridge.protocol.sasl_choice import MECHANISMS
+from spicebridge.transport import uri
+from spicebridge.transport.proxy_address import _PORTS as PROXY_PORTS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "completions"
 PATIENCE = 60.0
+URIS = {
+    f"{scheme}:///" if scheme == "spice+unix" else f"{scheme}://"
+    for scheme in re.findall(r"``([a-z+]+)://", uri.__doc__ or "")
+}
+TYPES = {each.name.lower() for each in ChannelType}
 
 Complete = Callable[[str], set[str]]
 """Takes a command line up to the cursor, and tells what the last word may become."""
@@ -192,7 +201,13 @@ def _joined(head: str, tails: Iterable[str]) -> set[str]:
 def test_the_commands_offered_are_those_of_the_code(complete: Complete) -> None:
     answers = complete("spicebridge ")
     assert {answer for answer in answers if ":" not in answer} == _visible()
-    assert {answer for answer in answers if ":" in answer} == {"spice://", "spice+unix:///"}
+    assert {answer for answer in answers if ":" in answer} == URIS
+
+
+def test_the_starts_of_uris_are_those_that_can_be_taken() -> None:
+    assert len(URIS) == 5
+    for start in URIS:
+        uri.parse_uri(f"{start}vmhost:5900")
 
 
 @pytest.mark.parametrize("name", ["bridge", "list", "serve", "demo"])
@@ -226,6 +241,27 @@ def test_the_values_offered_are_those_of_the_code(
 
 def test_the_log_formats_offered_are_those_of_the_code(complete: Complete) -> None:
     assert complete("spicebridge --log-format ") == {each.value for each in LogFormat}
+
+
+def test_the_mechanisms_of_sasl_offered_are_those_of_the_code(complete: Complete) -> None:
+    assert complete("spicebridge --sasl-mechanism ") == set(MECHANISMS)
+
+
+def test_the_proxies_offered_are_those_of_the_code(complete: Complete) -> None:
+    answers = complete("spicebridge list --proxy ")
+    assert answers == {f"{scheme}://" for scheme in PROXY_PORTS}
+    for answer in answers:
+        parse_proxy(f"{answer}vmhost")
+
+
+def test_the_channel_types_offered_are_those_of_the_code(complete: Complete) -> None:
+    line = "spicebridge --secure-channels "
+    assert complete(line) == {*TYPES, "all"}
+    rest = TYPES - {"main", "port"}
+    assert complete(f"{line}main,port,") == _joined("main,port,", rest)
+    assert complete(f"{line}main,pl") == {"main,playback"}
+    equals = "--secure-channels=main,po"
+    assert complete(f"spicebridge {equals}") == {"--secure-channels=main,port"}
 
 
 # Inside a specification
@@ -286,9 +322,29 @@ def test_exec_completes_to_programs(
 # Beside it
 
 
-def test_the_password_file_completes_to_files(complete: Complete, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "option", ["list --password-file", "list --ca-file", "serve --tls-cert", "serve --tls-key"]
+)
+def test_files_are_completed(complete: Complete, option: str, tmp_path: Path) -> None:
     (tmp_path / "password").touch()
-    assert complete(f"spicebridge list --password-file {tmp_path}/pass") == {f"{tmp_path}/password"}
+    assert complete(f"spicebridge {option} {tmp_path}/pass") == {f"{tmp_path}/password"}
+
+
+@pytest.mark.parametrize("command", ["", "list "])
+def test_connection_files_are_completed(
+    complete: Complete, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "older").mkdir(parents=True)
+    (folder / "vm.vv").touch()
+    (folder / "vm.txt").touch()
+    answers = complete(f"spicebridge {command}{folder}/")
+    assert {answer.rstrip("/") for answer in answers} == _joined(f"{folder}/", ["vm.vv", "older"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.vv").touch()
+    assert complete(f"spicebridge {command}he") == {"here.vv"}
+    answers = complete(f"spicebridge {command}")
+    assert answers == {"here.vv", *URIS, *(() if command else _visible())}
 
 
 def test_addresses_complete_to_sockets(complete: Complete, tmp_path: Path) -> None:
@@ -314,7 +370,7 @@ def test_no_command_is_offered_behind_a_uri(complete: Complete) -> None:
         return {answer for answer in complete(line) if not answer.startswith("-")}
 
     assert words("spicebridge spice://127.0.0.1:5900 ") == set()
-    assert words("spicebridge list ") == {"spice://", "spice+unix:///"}
+    assert words("spicebridge list ") == URIS
     assert words("spicebridge list spice://127.0.0.1:5900 ") == set()
     assert words("spicebridge serve ") == set()
 

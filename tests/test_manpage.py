@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import ast
+import base64
 import re
 import shlex
+import ssl
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import typer.main
 
-from spicebridge import SpicebridgeError, parse_host_port, parse_uri
+from spicebridge import (
+    CONNECT_TIMEOUT,
+    DEFAULT_URI,
+    USER_DEFINED_START,
+    ChannelType,
+    SpicebridgeError,
+    parse_host_port,
+    parse_proxy,
+    parse_uri,
+)
 from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
 from spicebridge.channel import CLOSE_TIMEOUT
 from spicebridge.cli.answer import OutputClosedError
 from spicebridge.cli.app import app
 from spicebridge.cli.listing import Row
 from spicebridge.cli.log import LogFormat
-from spicebridge.cli.options import URI_VARIABLE
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS, parse_custom_channel
 from spicebridge.cli.status import VARIABLE as RUNTIME_VARIABLE
+from spicebridge.cli.target import ReachOptions, server_target
 from spicebridge.client.session import BUSY_TIMEOUT
-from spicebridge.endpoints.process import EXIT_TIMEOUT, PASSWORD_VARIABLE
+from spicebridge.endpoints.process import (
+    EXIT_TIMEOUT,
+    PASSWORD_VARIABLE,
+    PROXY_VARIABLE,
+    URI_VARIABLE,
+)
 from spicebridge.endpoints.sockets import TCP_LINGER
 from spicebridge.endpoints.stdio import STDIO_LINGER
-from spicebridge.transport.address import DEFAULT_URI
-from spicebridge.transport.connect import CONNECT_TIMEOUT
+from spicebridge.protocol.constants import MAX_PASSWORD_LENGTH
+from spicebridge.protocol.sasl_choice import _REFUSED as REFUSED_MECHANISMS
+from spicebridge.protocol.sasl_choice import MECHANISMS
+from spicebridge.transport import uri
+from spicebridge.transport.connection_file import _GROUP as VV_GROUP
+from spicebridge.transport.connection_values import _IGNORED as VV_IGNORED
+from spicebridge.transport.connection_values import _USED as VV_USED
+from spicebridge.transport.proxy_address import _PORTS as PROXY_PORTS
+from spicebridge.transport.subject import parse_subject
+from spicebridge.transport.trust import TRUSTSTORE
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "man" / "spicebridge.1"
+SERVER = "THE SERVER"
 SPECIFICATION = "THE --custom-channel SPECIFICATION"
 PATIENCE = 60.0
 
@@ -49,6 +76,13 @@ def _section(title: str) -> list[str]:
     return lines[begin : min((index for index in ends if index > begin), default=len(lines))]
 
 
+def _subsection(section: str, title: str) -> list[str]:
+    """The lines of a part of a section."""
+    lines = _section(section)
+    rest = lines[lines.index(f".Ss {title}") + 1 :]
+    return list(takewhile(lambda line: not line.startswith(".Ss "), rest))
+
+
 def _plain(text: str) -> str:
     """Text without the escapes of roff."""
     for escape, char in ((r"\-", "-"), (r"\(aq", "'"), (r"\&", ""), (r"\e", "\\")):
@@ -63,8 +97,12 @@ def _macro(line: str) -> list[str]:
 
 def _prose(title: str) -> str:
     """A section as a reader has it, in one line."""
+    return _read(_section(title))
+
+
+def _read(lines: list[str]) -> str:
     macros = r"^\.(?:\w+)(?: |$)"
-    words = [re.sub(macros, "", line) for line in _section(title)]
+    words = [re.sub(macros, "", line) for line in lines]
     inner = r"\b(?:Ar|Cm|Dv|Ev|Fl|Li|Ns|Pa|Pq|Ta) "
     return re.sub(r"\s+", " ", re.sub(inner, "", _plain(" ".join(words))))
 
@@ -135,12 +173,14 @@ def test_it_has_the_sections_that_users_look_for() -> None:
         "SYNOPSIS",
         "DESCRIPTION",
         "OPTIONS",
+        SERVER,
         SPECIFICATION,
         "STREAMS",
         "COMMANDS",
         "CLOSING AND SIGNALS",
         "LOG",
         "ENVIRONMENT",
+        "FILES",
         "EXIT STATUS",
         "EXAMPLES",
         "SEE ALSO",
@@ -207,6 +247,74 @@ def test_defaults_and_limits_are_those_of_the_code() -> None:
     caveats = _prose("CAVEATS")
     assert f"tried again for {BUSY_TIMEOUT:g} seconds" in caveats
     assert f"may take {CONNECT_TIMEOUT:g} seconds" in caveats
+
+
+# The server
+
+
+def _terms(lines: list[str]) -> list[str]:
+    """The words of every .It Li, in their order."""
+    return [
+        word
+        for line in lines
+        if line.startswith(".It Li ")
+        for word in _macro(line.removeprefix(".It Li "))
+        if word != ","
+    ]
+
+
+def test_the_schemes_described_are_those_of_the_code() -> None:
+    terms = " ".join(_terms(_subsection(SERVER, "Addresses")))
+    schemes = re.findall(r"([a-z+]+)://", terms)
+    assert set(schemes) == set(re.findall(r"``([a-z+]+)://", uri.__doc__ or ""))
+    for scheme in schemes:
+        place = "/run/s" if scheme == "spice+unix" else "vmhost:5900"
+        parse_uri(f"{scheme}://{place}")
+    assert set(re.findall(r"([a-z-]+)=", _read(_subsection(SERVER, "Addresses")))) == set(uri._KEYS)
+    told = "without TLS, at port {ws} by default, or with it, at {wss}.".format_map(uri._WEB_PORTS)
+    assert told in _read(_subsection(SERVER, "Addresses"))
+
+
+def test_the_keys_of_a_connection_file_are_those_of_the_code() -> None:
+    lines = _subsection(SERVER, "Connection files")
+    assert set(_terms(lines)) == VV_USED
+    begin = next(index for index, line in enumerate(lines) if line.endswith(" are ignored:"))
+    ignored = takewhile(lambda line: line.startswith(".Li "), lines[begin + 1 :])
+    words = {word for line in ignored for word in _macro(line)[1:]} - {",", "."}
+    assert words == VV_IGNORED
+    assert f".Li [{VV_GROUP}]" in lines
+
+
+def test_the_mechanisms_of_sasl_are_those_of_the_code_in_their_order() -> None:
+    lines = _subsection(SERVER, "Logging in")
+    assert _terms(lines) == list(MECHANISMS)
+    refused = next(index for index, line in enumerate(lines) if line.startswith("Others, such as"))
+    named = {_macro(line)[1] for line in lines[refused + 1 : refused + 4] if line.startswith(".Li")}
+    assert named < set(REFUSED_MECHANISMS)
+    assert f"at most {MAX_PASSWORD_LENGTH} bytes" in _read(lines)
+
+
+def test_the_proxies_described_are_those_of_the_code_with_their_ports() -> None:
+    lines = _subsection(SERVER, "Proxies")
+    described = dict(
+        re.findall(r"\.It Li ([a-z0-9]+)://.*?at port (\d+) by default", " ".join(lines))
+    )
+    assert {scheme: int(port) for scheme, port in described.items()} == PROXY_PORTS
+    option = " ".join(_items("OPTIONS")["-proxy"])
+    assert set(re.findall(r"([a-z0-9]+)://", option)) == set(PROXY_PORTS)
+
+
+def test_the_types_of_secure_channels_are_those_of_the_code() -> None:
+    lines = [line for line in _items("OPTIONS")["-secure-channels"] if line.startswith(".Cm")]
+    named = {word for line in lines for word in _macro(line)[1:]} - {",", "."}
+    assert named == {*(each.name.lower() for each in ChannelType), "all"}
+    assert f"numbers from {USER_DEFINED_START} on" in _prose("OPTIONS")
+
+
+def test_the_subject_in_the_options_can_be_taken() -> None:
+    lines = _items("OPTIONS")["-host-subject"]
+    (example,) = (line for line in lines if line.startswith(".Li "))
+    parse_subject(_macro(example)[1])
 
 
 # The specification
@@ -296,9 +404,17 @@ def test_the_members_of_a_channel_in_json_are_described() -> None:
 
 def test_the_environment_described_is_that_of_the_code() -> None:
     described = set(_items("ENVIRONMENT"))
-    assert described == {URI_VARIABLE, PASSWORD_VARIABLE, RUNTIME_VARIABLE}
-    mentioned = set(re.findall(r"(?:SPICEBRIDGE|XDG)_[A-Z_]+", "\n".join(_source())))
+    ours = {URI_VARIABLE, PASSWORD_VARIABLE, RUNTIME_VARIABLE, PROXY_VARIABLE}
+    paths = ssl.get_default_verify_paths()
+    assert described == {*ours, paths.openssl_cafile_env, paths.openssl_capath_env}
+    mentioned = set(re.findall(r"(?:SPICEBRIDGE|SPICE|XDG|SSL)_[A-Z_]+", "\n".join(_source())))
     assert mentioned == described
+
+
+def test_the_files_described_are_those_of_the_code() -> None:
+    described = {_macro(line)[2] for line in _section("FILES") if line.startswith(".It ")}
+    assert described == {str(TRUSTSTORE)}
+    assert f".Pa {TRUSTSTORE}" in _subsection(SERVER, "TLS")
 
 
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
@@ -333,7 +449,7 @@ def _examples() -> list[list[str]]:
         without_fds = re.sub(r"\d(?=[<>])", "", line.replace(_SERVICE, ""))
         lexer = shlex.shlex(without_fds, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
-        found.append(list(takewhile(lambda word: not set(word) & set("<>|&;"), lexer))[1:])
+        found.append(list(takewhile(lambda word: not set(word) <= set("<>|&;"), lexer))[1:])
     return found
 
 
@@ -343,19 +459,40 @@ def test_the_examples_show_every_kind_of_use() -> None:
     assert len(commands) == len(re.findall(r"\bspicebridge (?!on|of)", _examples_text()))
     for each in ("list", "serve", "stdio", "pty=", "unixsocket=", "usbredir", "--ready-fd"):
         assert each in text
+    for each in (".vv", "virsh domdisplay", "spice+tls://", "spice+unix://", "wss://", "socks5://"):
+        assert each in text
+    for each in ("--ca-file", "--host-subject", "--pinned-key", "--tls-cert", "--password-command"):
+        assert each in text
+
+
+def test_the_proxies_of_the_examples_can_be_taken() -> None:
+    proxies = re.findall(rf"^export {PROXY_VARIABLE}=(\S+)$", _examples_text(), re.MULTILINE)
+    assert proxies
+    for each in proxies:
+        parse_proxy(each)
+
+
+PIN = base64.b64encode(bytes(32)).decode()
 
 
 @pytest.mark.parametrize("words", _examples(), ids=lambda words: words[0])
-def test_each_example_can_be_taken(words: list[str]) -> None:
+def test_each_example_can_be_taken(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Options and arguments are known, and every value can be read."""
+    monkeypatch.chdir(tmp_path)
+    trustme.CA().cert_pem.write_to_path("ca-cert.pem")
     group: Any = typer.main.get_command(app)
-    parsed = group.make_context("spicebridge", list(words))
+    parsed = group.make_context("spicebridge", [word.replace("$pin", PIN) for word in words])
     name, command, rest = group.resolve_command(parsed, [*parsed._protected_args, *parsed.args])
     given = command.make_context(name, rest).params
     for spec in given.get("custom_channel") or []:
         parse_custom_channel(spec, serving=name == "serve")
-    if given.get("uri") and not given["uri"].startswith("$"):
-        parse_uri(given["uri"])
+    if given.get("uri") and not given["uri"].startswith("$") and not given["uri"].endswith(".vv"):
+        server_target(
+            given["uri"],
+            ReachOptions(**{each.name: given[each.name] for each in fields(ReachOptions)}),
+        )
     if given.get("listen"):
         parse_host_port(given["listen"])
     assert name != "bridge" or given["custom_channel"] or given["share"]

@@ -7,13 +7,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
+import typer.main
 
 import spicebridge as package
+from spicebridge.cli.app import app
 from spicebridge.cli.spec import parse_custom_channel
+from spicebridge.cli.target import ReachOptions, server_target
 from spicebridge.errors import SpicebridgeError
 from tests.conftest import PATIENCE, Spicebridge
 
@@ -48,6 +54,22 @@ def test_every_specification_in_it_can_be_taken() -> None:
     assert len(specs) >= 5
     for spec in specs:
         parse_custom_channel(spec)
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_command_in_it_can_be_taken(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trustme.CA().cert_pem.write_to_path("ca-cert.pem")
+    group: Any = typer.main.get_command(app)
+    parsed = group.make_context("spicebridge", words[1:])
+    name, command, rest = group.resolve_command(parsed, [*parsed._protected_args, *parsed.args])
+    given = command.make_context(name, rest).params
+    uri = given.get("uri")
+    if uri and not uri.startswith("$") and not uri.endswith(".vv"):
+        reach = {each.name: given[each.name] for each in fields(ReachOptions)}
+        server_target(uri, ReachOptions(**reach))
 
 
 def test_it_gives_exactly_two_commands_to_begin_with() -> None:

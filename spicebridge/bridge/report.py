@@ -11,7 +11,7 @@ from spicebridge.bridge.join import Traffic
 from spicebridge.bridge.stream import BridgedStream
 from spicebridge.client.session import ChannelInfo, Session
 from spicebridge.errors import SpicebridgeError
-from spicebridge.transport.address import Address
+from spicebridge.transport.target import Target
 
 log = logging.getLogger("spicebridge")
 
@@ -127,6 +127,6 @@ class BridgeStatus:
         )
 
 
-Ready = Callable[[Address, Sequence[BridgeStatus], Session | None], None]
-"""Called once when everything is there, with the server's address, the bridges, and the session
-that they share; None where we are the server."""
+Ready = Callable[[Target, Sequence[BridgeStatus], Session | None], None]
+"""Called once when everything is there: the server, the bridges, and the session that
+they share; None where we are the server."""

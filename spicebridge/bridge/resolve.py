@@ -27,14 +27,14 @@ async def resolve(session: Session, wanted: ChannelWanted) -> ChannelInfo:
     name = channel_type_name(wanted.type)
     if not ids:
         raise ChannelNotFoundError(
-            f"{session.address} offers no channel of type {name}",
+            f"{session.target} offers no channel of type {name}",
             f"it offers {_names(session.channels)}",
         )
     if wanted.instance is None:
         return ChannelInfo(wanted.type, min(ids))
     if wanted.instance not in ids:
         raise ChannelNotFoundError(
-            f"{session.address} offers no instance {wanted.instance} of {name}",
+            f"{session.target} offers no instance {wanted.instance} of {name}",
             f"it offers {', '.join(str(each) for each in sorted(ids))}",
         )
     return ChannelInfo(wanted.type, wanted.instance)
@@ -60,17 +60,17 @@ async def _by_name(session: Session, pattern: str) -> ChannelInfo:
         return next(iter(found))
     if found:
         raise ChannelNotFoundError(
-            f"port={pattern} matches {len(found)} ports of {session.address}",
+            f"port={pattern} matches {len(found)} ports of {session.target}",
             f"choose one of {', '.join(found.values())}",
         )
     offered = f"the ports there are {', '.join(names) or 'none'}"
     if busy:
         raise ChannelBusyError(
-            f"no port of {session.address} that can be named is {pattern}: {offered}, "
+            f"no port of {session.target} that can be named is {pattern}: {offered}, "
             f"and {', '.join(busy)} in use by another client",
             "close that client",
         )
-    raise ChannelNotFoundError(f"{session.address} has no port {pattern}", offered)
+    raise ChannelNotFoundError(f"{session.target} has no port {pattern}", offered)
 
 
 def _names(channels: Sequence[ChannelInfo]) -> str:

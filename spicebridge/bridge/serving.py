@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final
@@ -18,6 +19,7 @@ from spicebridge.errors import UsageError, one_error
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address
 from spicebridge.transport.listen import listen
+from spicebridge.transport.target import Target
 
 _INSTANCES: Final = 256  # of a channel type: the id is one byte
 
@@ -65,6 +67,8 @@ async def serve_bridges(
     specs: Sequence[BridgeSpec],
     *,
     password: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    perm: int = 0o600,
     stop: anyio.Event | None = None,
     ready: Ready | None = None,
 ) -> None:
@@ -74,6 +78,8 @@ async def serve_bridges(
         address: where to listen; port 0 takes a free one.
         specs: one for each channel.
         password: the ticket; None to let everybody in.
+        tls: our certificate and key, see `server_context`; None for plain connections.
+        perm: mode of a Unix socket.
         stop: set by the caller to drain and end. Cancelling ends at once.
         ready: called when everything exists, with where it listens.
 
@@ -87,20 +93,22 @@ async def serve_bridges(
     offered = offers(specs, bridges)
     for bridge, offer in zip(bridges, offered, strict=True):
         bridge.status.channel = ChannelInfo(offer.type, offer.id)
-    endpoint = SpiceEndpoint(offered, password)
+    endpoint = SpiceEndpoint(offered, password, tls)
     async with AsyncExitStack() as stack:
         for bridge, spec in zip(bridges, specs, strict=True):
             await stack.enter_async_context(spec.endpoint)
             stack.push_async_callback(bridge.aclose)
             bridge.status.end = spec.endpoint.name
-        listener = stack.enter_context(await listen(address))
+        listener = stack.enter_context(await listen(address, perm))
         with one_error():
             async with anyio.create_task_group() as tasks:
                 for bridge in bridges:
                     await tasks.start(bridge.run)
                 tasks.start_soon(endpoint.serve, listener)
                 if ready is not None:
-                    ready(listener.address, [bridge.status for bridge in bridges], None)
+                    address = listener.address
+                    here = Target(secure=address) if tls else Target(address)
+                    ready(here, [bridge.status for bridge in bridges], None)
                 await _until_done(bridges, stop)
                 for bridge in bridges:
                     bridge.stop()

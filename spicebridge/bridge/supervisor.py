@@ -13,20 +13,20 @@ from spicebridge.bridge.raw import RawBridge
 from spicebridge.bridge.report import Ready
 from spicebridge.bridge.resolve import resolve
 from spicebridge.bridge.spec import BridgeSpec
-from spicebridge.client.session import ChannelInfo, open_session
+from spicebridge.client.session import ChannelInfo, Renew, open_session
 from spicebridge.errors import SpicebridgeError, UsageError, one_error
-from spicebridge.transport.address import Address
+from spicebridge.transport.target import Target
 
 DRAIN_TIMEOUT: Final = 5.0
 """Seconds that what is on its way has to arrive, once the bridges are stopped."""
 
 
 async def run_bridges(
-    address: Address,
+    target: Target,
     specs: Sequence[BridgeSpec],
     *,
-    password: str = "",
     timeout: float | None = None,
+    renew: Renew | None = None,
     stop: anyio.Event | None = None,
     ready: Ready | None = None,
 ) -> None:
@@ -36,10 +36,10 @@ async def run_bridges(
     client's session out.
 
     Args:
-        address: of the server.
+        target: the server.
         specs: one for each bridge.
-        password: the ticket; empty where the server asks for none.
         timeout: seconds for each step of reaching the server, see `open_session`.
+        renew: gives another password, see `open_session`.
         stop: set by the caller to drain and end. Cancelling ends at once.
         ready: called when the local ends exist and the channels were found.
 
@@ -67,7 +67,7 @@ async def run_bridges(
                 await stack.enter_async_context(spec.endpoint)
                 bridge.status.end = spec.endpoint.name
             session = await stack.enter_async_context(
-                open_session(address, password, timeout=timeout)
+                open_session(target, timeout=timeout, renew=renew)
             )
             channels = [await resolve(session, spec.channel) for spec in specs]
             _refuse_twice(channels)
@@ -75,7 +75,7 @@ async def run_bridges(
                 bridge.status.channel = channel
             up = True
             if ready is not None:
-                ready(address, [bridge.status for bridge in bridges], session)
+                ready(target, [bridge.status for bridge in bridges], session)
             tasks.start_soon(drain_when, session.lost)
             async with anyio.create_task_group() as running:
                 for bridge, channel in zip(bridges, channels, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import anyio
@@ -17,6 +18,7 @@ from spicebridge import (
     Ready,
     SpicebridgeError,
     StdioEndpoint,
+    Target,
     TcpAddress,
     UnixAddress,
     UsageError,
@@ -24,29 +26,38 @@ from spicebridge import (
     parse_host_port,
     run_bridges,
     serve_bridges,
+    server_context,
 )
 from spicebridge.cli.answer import OutputClosedError
 from spicebridge.cli.descriptors import make_room_for
 from spicebridge.cli.listing import list_channels
-from spicebridge.cli.log import LogFormat
+from spicebridge.cli.log import LogFormat, show_steps
 from spicebridge.cli.options import (
+    CaFileOption,
     ConnectTimeoutOption,
     CustomChannelOption,
+    HostSubjectOption,
+    InsecureTlsOption,
     LogFormatOption,
     Output,
     PasswordCommandOption,
     PasswordFileOption,
+    PinnedKeyOption,
+    ProxyOption,
     QuietOption,
     ReadyFdOption,
+    SaslMechanismOption,
+    SecureChannelsOption,
     ShareOption,
+    TlsCiphersOption,
     UriArgument,
     VerboseOption,
-    server_address,
     set_up_output,
 )
-from spicebridge.cli.password import given_password, with_password
+from spicebridge.cli.password import GivenPassword, with_password
 from spicebridge.cli.running import run_until_signal
-from spicebridge.cli.spec import parse_custom_channel, share_channel
+from spicebridge.cli.spec import parse_custom_channel, share_channel, socket_mode
+from spicebridge.cli.target import ReachOptions, server_target
 
 log = logging.getLogger("spicebridge")
 
@@ -138,6 +149,14 @@ def _bridge(
     share: ShareOption = None,
     password_file: PasswordFileOption = None,
     password_command: PasswordCommandOption = None,
+    ca_file: CaFileOption = None,
+    host_subject: HostSubjectOption = None,
+    pinned_key: PinnedKeyOption = None,
+    tls_ciphers: TlsCiphersOption = None,
+    insecure_tls: InsecureTlsOption = False,
+    secure_channels: SecureChannelsOption = None,
+    proxy: ProxyOption = None,
+    sasl_mechanism: SaslMechanismOption = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
     ready_fd: ReadyFdOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
@@ -146,29 +165,48 @@ def _bridge(
 ) -> None:
     """Bridge channels of a SPICE server to local ends."""
     set_up_output(verbose, quiet, log_format)  # for what is wrong with the specifications
+    password = GivenPassword(password_file, password_command)
     texts = custom_channel or []
     if share is not None:
         texts = [*texts, share_channel(share)]
-    output = _set_up_for(_parse(texts), verbose, quiet, log_format)
+    parsed = _parse(texts)
+    output = _set_up_for(parsed, verbose, quiet, log_format)
     if not texts:
         raise UsageError(
             "there is nothing to bridge",
             "add --custom-channel unixsocket=/tmp/s,channelid=128, or see spicebridge list",
         )
-    address = server_address(uri)
+    target = server_target(
+        uri,
+        ReachOptions(
+            ca_file,
+            host_subject,
+            pinned_key,
+            tls_ciphers,
+            insecure_tls,
+            secure_channels,
+            proxy,
+            sasl_mechanism,
+        ),
+        stdio=any(map(_uses_stdio, parsed)),
+    )
 
-    def run(password: str) -> int:
+    def run(target: Target) -> int:
         specs = _parse(texts)  # anew: local ends belong to one event loop
 
         async def action(stop: anyio.Event, ready: Ready) -> None:
             await run_bridges(
-                address, specs, password=password, timeout=connect_timeout, stop=stop, ready=ready
+                target,
+                specs,
+                timeout=connect_timeout,
+                renew=password.again,
+                stop=stop,
+                ready=ready,
             )
 
         return anyio.run(run_until_signal, action, output, ready_fd)
 
-    given = given_password(password_file, password_command)
-    raise typer.Exit(with_password(given, address, run))
+    raise typer.Exit(with_password(target, password, run))
 
 
 def _parse(texts: list[str], *, serving: bool = False) -> list[BridgeSpec]:
@@ -197,6 +235,14 @@ def _list(
     ] = False,
     password_file: PasswordFileOption = None,
     password_command: PasswordCommandOption = None,
+    ca_file: CaFileOption = None,
+    host_subject: HostSubjectOption = None,
+    pinned_key: PinnedKeyOption = None,
+    tls_ciphers: TlsCiphersOption = None,
+    insecure_tls: InsecureTlsOption = False,
+    secure_channels: SecureChannelsOption = None,
+    proxy: ProxyOption = None,
+    sasl_mechanism: SaslMechanismOption = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
     log_format: LogFormatOption = LogFormat.TEXT,
     verbose: VerboseOption = 0,
@@ -209,17 +255,31 @@ def _list(
     a new session; the ports that it bridges are left alone, and its streams and bytes are shown.
     """
     set_up_output(verbose, quiet, log_format, filter_like=True)
-    address = server_address(uri)
+    if verbose and not quiet:
+        show_steps()
+    password = GivenPassword(password_file, password_command)
+    target = server_target(
+        uri,
+        ReachOptions(
+            ca_file,
+            host_subject,
+            pinned_key,
+            tls_ciphers,
+            insecure_tls,
+            secure_channels,
+            proxy,
+            sasl_mechanism,
+        ),
+    )
 
-    def run(password: str) -> int:
+    def run(target: Target) -> int:
         async def show() -> None:
-            await list_channels(address, password, as_json=as_json, timeout=connect_timeout)
+            await list_channels(target, as_json=as_json, timeout=connect_timeout)
 
         anyio.run(show)
         return 0
 
-    given = given_password(password_file, password_command)
-    raise typer.Exit(with_password(given, address, run))
+    raise typer.Exit(with_password(target, password, run))
 
 
 @app.command("serve")
@@ -233,6 +293,33 @@ def _serve(
             help="Where SPICE clients connect; port 0 takes a free one.",
         ),
     ] = "127.0.0.1:5900",
+    perm: Annotated[
+        str | None,
+        typer.Option(
+            "--perm",
+            metavar="MODE",
+            help="Mode of the Unix socket; 0600 without it.",
+            show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            help="Speak TLS, with this certificate (PEM).",
+            show_default=False,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            metavar="FILE",
+            help="The certificate's private key, unless it is in the same file.",
+            show_default=False,
+        ),
+    ] = None,
     password_file: PasswordFileOption = None,
     password_command: PasswordCommandOption = None,
     ready_fd: ReadyFdOption = None,
@@ -255,12 +342,31 @@ def _serve(
             raise UsageError("--listen unix: names no path", "write unix:PATH")
     else:
         address = parse_host_port(listen)
-    password = given_password(password_file, password_command)
+    if tls_key is not None and tls_cert is None:
+        raise UsageError("--tls-key is given without a certificate", "add --tls-cert FILE")
+    if tls_cert is not None and isinstance(address, UnixAddress):
+        raise UsageError(
+            "--tls-cert does not go with a Unix socket, on which clients speak no TLS",
+            "leave it out, or listen on HOST:PORT",
+        )
+    tls = server_context(tls_cert, tls_key) if tls_cert is not None else None
+    mode = _socket_mode(perm, address)
+    password = GivenPassword(password_file, password_command).first()
 
     async def action(stop: anyio.Event, ready: Ready) -> None:
-        await serve_bridges(address, specs, password=password, stop=stop, ready=ready)
+        await serve_bridges(
+            address, specs, password=password, tls=tls, perm=mode, stop=stop, ready=ready
+        )
 
     raise typer.Exit(anyio.run(run_until_signal, action, output, ready_fd, "listening on "))
+
+
+def _socket_mode(perm: str | None, address: TcpAddress | UnixAddress) -> int:
+    if perm is None:
+        return 0o600
+    if isinstance(address, TcpAddress):
+        raise UsageError("--perm is for a Unix socket", "add --listen unix:PATH, or leave it out")
+    return socket_mode(perm)
 
 
 @app.command("demo")

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from spicebridge import Address, ChannelInfo, ConnectError, PortInfo, PortInit, StreamCount
+from spicebridge import ChannelInfo, ConnectError, PortInfo, PortInit, StreamCount, Target
 from spicebridge.cli.status import (
     ASKING,
     CHANNELS,
@@ -77,7 +77,7 @@ class Running:
         return dict(map(_understand_channel, document["channels"]))
 
 
-async def running_at(address: Address) -> list[Running]:
+async def running_at(server: Target) -> list[Running]:
     """The processes of this user that are a server or bridge its channels, in this order."""
     found: list[Running] = []
 
@@ -87,7 +87,7 @@ async def running_at(address: Address) -> list[Running]:
         except ConnectError as error:
             log.warning("%s", error)
             return
-        if document is not None and document["server"] == str(address):
+        if document is not None and not server.identities.isdisjoint(document["servers"]):
             found.append(_understand(path, document))
 
     async with anyio.create_task_group() as tasks:

@@ -18,11 +18,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from spicebridge import (
-    Address,
     BridgeStatus,
     Ready,
     Session,
     SpicebridgeError,
+    Target,
     UnixAddress,
     run_bridges,
     serve_bridges,
@@ -96,14 +96,14 @@ async def _start(
     serving, bridging = anyio.Event(), anyio.Event()
 
     def server_ready(
-        _address: Address, _bridges: Sequence[BridgeStatus], _session: Session | None
+        _server: Target, _bridges: Sequence[BridgeStatus], _session: Session | None
     ) -> None:
         serving.set()
 
     def bridges_ready(
-        address: Address, bridges: Sequence[BridgeStatus], session: Session | None
+        server: Target, bridges: Sequence[BridgeStatus], session: Session | None
     ) -> None:
-        ready(address, bridges, session)
+        ready(server, bridges, session)
         bridging.set()
 
     async def serve() -> None:
@@ -112,7 +112,7 @@ async def _start(
 
     async def bridge() -> None:
         specs = [parse_custom_channel(text) for text in bridged]
-        await run_bridges(server, specs, stop=ended, ready=bridges_ready)
+        await run_bridges(Target(server), specs, stop=ended, ready=bridges_ready)
 
     tasks.start_soon(serve)
     await serving.wait()

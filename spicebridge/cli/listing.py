@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -10,10 +11,12 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from spicebridge import Address, ChannelInfo, PortInfo, channel_type_name, open_session
+from spicebridge import ChannelInfo, PortInfo, Target, channel_type_name, open_session
 from spicebridge.cli.answer import print_answer, write_answer
 from spicebridge.cli.asking import Bridged, Running, running_at
 from spicebridge.cli.status import Offered, ask_session
+
+log = logging.getLogger("spicebridge")
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,16 @@ class Row:
     bridge: Bridged | None = None
 
 
-async def list_channels(
-    address: Address, password: str, *, as_json: bool, timeout: float | None = None
-) -> None:
+async def list_channels(target: Target, *, as_json: bool, timeout: float | None = None) -> None:
     """Prints the channels of a server on stdout.
 
     QEMU serves one client. So where a spicebridge of this user has a session with the server, that
     one is asked; otherwise we open one.
     """
-    running = await running_at(address)
+    running = await running_at(target)
     offered = await _ask_bridges(running)
     if offered is None:
-        async with open_session(address, password, timeout=timeout) as session:
+        async with open_session(target, timeout=timeout) as session:
             offered = await ask_session(session)
     # of a server and a client on this machine the client, which comes last, has the local end
     bridged = {channel: end for each in running for channel, end in each.bridges.items()}
@@ -64,6 +65,7 @@ async def list_channels(
 async def _ask_bridges(running: Sequence[Running]) -> Offered | None:
     for each in running:
         if each.session and (offered := await each.offered()) is not None:
+            log.info("asked pid %d, which bridges this server, instead of the server", each.pid)
             return offered
     return None
 

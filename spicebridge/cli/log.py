@@ -6,9 +6,12 @@ import json
 import logging
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Final
 
 from rich.console import Console
 from rich.text import Text
+
+_STEPS: Final = logging.getLogger("spicebridge.steps")
 
 
 class LogFormat(StrEnum):
@@ -84,6 +87,7 @@ def set_up_logging(console: Console, log_format: LogFormat, level: int) -> None:
     """
     handler = _ConsoleHandler(console)
     handler.setFormatter(_JsonFormatter() if log_format is LogFormat.JSON else _TextFormatter())
+    _STEPS.setLevel(level)  # many for each link, so that scripts get them only if they ask
     if log_format is LogFormat.JSON and level == logging.INFO:
         handler.addFilter(_EventsToo(level))
         level = logging.DEBUG
@@ -91,3 +95,8 @@ def set_up_logging(console: Console, log_format: LogFormat, level: int) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+def show_steps() -> None:
+    """Shows each step of reaching a server, whatever else is shown."""
+    _STEPS.setLevel(logging.DEBUG)

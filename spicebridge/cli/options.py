@@ -6,21 +6,20 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from spicebridge import DEFAULT_URI, Address, UsageError, parse_uri
+from spicebridge import DEFAULT_URI, URI_VARIABLE, UsageError
 from spicebridge.cli.log import LogFormat, set_up_logging
-
-URI_VARIABLE: Final = "SPICEBRIDGE_URI"
 
 UriArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="URI",
-        help=f"SPICE server: spice://HOST:PORT or spice+unix:///PATH. "
+        help="SPICE server: spice://HOST:PORT, spice+tls://HOST:PORT, spice+unix:///PATH, "
+        "wss://HOST/PATH, or a connection file: FILE.vv, or - for stdin. "
         f"Without one, ${URI_VARIABLE}, else {DEFAULT_URI}.",
         show_default=False,
     ),
@@ -61,6 +60,77 @@ PasswordCommandOption = Annotated[
         "--password-command",
         metavar="COMMAND",
         help="Take the password from the first line that COMMAND prints.",
+        show_default=False,
+    ),
+]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        metavar="FILE",
+        help="Certificates (PEM) of the authorities that a server's own may come from.",
+        show_default=False,
+    ),
+]
+HostSubjectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--host-subject",
+        metavar="SUBJECT",
+        help="Expect a certificate for this subject instead of the host's name: C=...,O=...,CN=...",
+        show_default=False,
+    ),
+]
+PinnedKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pinned-key",
+        metavar="sha256//BASE64",
+        help="Trust the server with this public key, and no other.",
+        show_default=False,
+    ),
+]
+TlsCiphersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tls-ciphers",
+        metavar="LIST",
+        help="Ciphers of TLS 1.2, as openssl-ciphers(1) writes them.",
+        show_default=False,
+    ),
+]
+InsecureTlsOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-tls",
+        help="Do not check who the server is: anybody on the way can read and change everything.",
+        show_default=False,
+    ),
+]
+SecureChannelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--secure-channels",
+        metavar="TYPES|all",
+        help="Link these channels with TLS only, e.g. main,port.",
+        show_default=False,
+    ),
+]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        metavar="URI",
+        help="Go through http://, https:// or socks5://[USER@]HOST[:PORT] instead of $SPICE_PROXY.",
+        show_default=False,
+    ),
+]
+SaslMechanismOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sasl-mechanism",
+        metavar="NAME",
+        help="Log in with this SASL mechanism only.",
         show_default=False,
     ),
 ]
@@ -141,13 +211,6 @@ def set_up_output(
     set_up_logging(console, log_format, level)
     live = log_format is LogFormat.TEXT and not quiet and not filter_like
     return Output(console, live)
-
-
-def server_address(uri: str | None) -> Address:
-    """The server that a URI, the environment or the default names."""
-    if uri is None:
-        uri = os.environ.get(URI_VARIABLE) or DEFAULT_URI
-    return parse_uri(uri)
 
 
 def tell_ready(fd: int | None) -> None:

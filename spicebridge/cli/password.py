@@ -1,4 +1,5 @@
-"""Where the password comes from: a file, a command, the environment, or a person at a terminal."""
+"""Where the password comes from: a file, a command, the connection file, the environment, or a
+person at a terminal."""
 
 from __future__ import annotations
 
@@ -7,34 +8,57 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
-from spicebridge import PASSWORD_VARIABLE, Address, LoginError, UsageError
+import anyio.to_thread
+
+from spicebridge import PASSWORD_VARIABLE, LoginError, Target, UsageError
 
 
-def given_password(file: Path | None, command: str | None) -> str | None:
-    """The first line of a file or of what a command prints, else the variable if it is not empty.
+class GivenPassword:
+    """What the command line says of the password.
 
     Args:
         file: of --password-file.
         command: of --password-command.
 
-    Returns:
-        The password; None if none was given.
-
     Raises:
-        UsageError: if the file cannot be read, its first line is empty, the command cannot be run,
-            or both are given.
-        LoginError: if the command fails, or prints none.
+        UsageError: both are given, the file cannot be read, or its first line is empty.
     """
-    if file is not None and command is not None:
-        raise UsageError("--password-file and --password-command are both given", "keep one")
-    if file is not None:
-        return _from_file(file)
-    if command is not None:
-        return _from_command(command)
-    return os.environ.get(PASSWORD_VARIABLE) or None
+
+    def __init__(self, file: Path | None, command: str | None) -> None:
+        if file is not None and command is not None:
+            raise UsageError("--password-file and --password-command are both given", "keep one")
+        self._from_file = _from_file(file) if file is not None else None
+        self._command = command
+
+    def first(self, known: str = "") -> str | None:
+        """The first line of the file or of what the command prints, else what is known from the
+        server's URI or file, else the variable if it is not empty; None if none was given.
+
+        Raises:
+            UsageError: the command cannot be run.
+            LoginError: the command fails, or prints none.
+        """
+        if self._from_file is not None:
+            return self._from_file
+        if self._command is not None:
+            return _from_command(self._command)
+        return known or os.environ.get(PASSWORD_VARIABLE) or None
+
+    @property
+    def again(self) -> Callable[[], Awaitable[str]] | None:
+        """What gives another password, when the first one is no longer taken; None if nothing."""
+        if self._command is None:
+            return None
+        command = self._command
+
+        async def ask() -> str:
+            return await anyio.to_thread.run_sync(_from_command, command, abandon_on_cancel=True)
+
+        return ask
 
 
 def _from_file(file: Path) -> str:
@@ -49,8 +73,10 @@ def _from_file(file: Path) -> str:
 
 
 def _from_command(command: str) -> str:
+    named = "--password-command"  # without its arguments, which may be secret
     try:
         words = shlex.split(command)
+        named = " ".join([named, *words[:1]])
         if not words:
             raise UsageError("--password-command names no program", "write one")
         done = subprocess.run(
@@ -63,9 +89,7 @@ def _from_command(command: str) -> str:
         )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"--password-command {command}: {reason}", "check the program's name and quotation"
-        ) from error
+        raise UsageError(f"{named}: {reason}", "check the program's name and quotation") from error
     if done.returncode:
         raise LoginError(
             f"--password-command: it ended with status {done.returncode}", "try it by hand"
@@ -76,28 +100,30 @@ def _from_command(command: str) -> str:
     return password
 
 
-def with_password(given: str | None, address: Address, run: Callable[[str], int]) -> int:
+def with_password(target: Target, given: GivenPassword, run: Callable[[Target], int]) -> int:
     """Runs something that logs in; asks a person only if the server wants a password.
 
     The question is asked between two runs, not within one: no event loop may wait for a person,
     and Ctrl-C then does what it does everywhere.
 
     Args:
-        given: what `given_password` found.
-        address: of the server, for the question.
-        run: called with the password, once more if it was asked for; returns an exit code.
+        target: the server.
+        given: what the command line says of the password.
+        run: called with the target and its password, once more if it was asked for; returns an
+            exit code.
 
     Raises:
         LoginError: the password is wrong, or none is there and nobody to ask.
     """
+    password = given.first(target.password)
     try:
-        return run(given or "")
+        return run(replace(target, password=password or ""))
     except LoginError as error:
-        if given is not None:
+        if password is not None or not error.by_password:
             raise
         if sys.stdin is None or not sys.stdin.isatty():
             raise LoginError(
                 error.problem,
                 f"give a password with --password-file, --password-command or ${PASSWORD_VARIABLE}",
             ) from error
-    return run(getpass.getpass(f"Password for {address}: "))
+    return run(replace(target, password=getpass.getpass(f"Password for {target}: ")))

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 from anyio.abc import TaskStatus
 
-from spicebridge import Address, BridgeStatus, Ready, Session, one_error
+from spicebridge import BridgeStatus, Ready, Session, Target, one_error
 from spicebridge.cli.live import LiveLine
 from spicebridge.cli.options import Output, tell_ready
 from spicebridge.cli.status import StatusPage
@@ -39,19 +39,19 @@ async def run_until_signal(
     code = 0
     page = StatusPage()
 
-    def ready(address: Address, bridges: Sequence[BridgeStatus], session: Session | None) -> None:
-        page.show(address, bridges, session)
+    def ready(target: Target, bridges: Sequence[BridgeStatus], session: Session | None) -> None:
+        page.show(target, bridges, session)
         tell_ready(ready_fd)
         names = ", ".join(f"{bridge.name} at {bridge.end}" for bridge in bridges)
         log.info(
             "ready: %s%s: %s",
             server,
-            address,
+            target,
             names,
             extra={
                 "event": "ready",
                 "fields": {
-                    "address": str(address),
+                    "address": str(target),
                     "bridges": [bridge.name for bridge in bridges],
                     "ends": [bridge.end for bridge in bridges],
                 },

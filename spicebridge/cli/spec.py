@@ -204,6 +204,15 @@ def _choice(values: Mapping[str, str], key: str, default: str | None = None) -> 
     return value
 
 
+def socket_mode(text: str) -> int:
+    """The mode of a socket, in octal.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return _number("perm", text, _MAX_PERM, base=8)
+
+
 def _number(key: str, text: str, maximum: int, base: int = 10, minimum: int = 0) -> int:
     what, digits = ("an octal number", "[0-7]{1,9}") if base == 8 else ("a number", "[0-9]{1,10}")
     number = int(text, base) if re.fullmatch(digits, text) else -1
@@ -279,7 +288,7 @@ def _endpoint(end: str, values: Mapping[str, str], mode: str) -> Endpoint:
     """
     value = values[end]
     name = f"{end}={value}"
-    perm = _number("perm", values.get("perm", "600"), _MAX_PERM, base=8)
+    perm = socket_mode(values.get("perm", "600"))
     linger = _seconds(values, "linger", 0.5) if "linger" in values else None
     match end:
         case "unixsocket" | "tcp":

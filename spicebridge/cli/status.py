@@ -22,7 +22,6 @@ import anyio
 from anyio.abc import TaskStatus
 
 from spicebridge import (
-    Address,
     Application,
     BridgeStatus,
     ChannelInfo,
@@ -31,6 +30,7 @@ from spicebridge import (
     PortInfo,
     Session,
     SpicebridgeError,
+    Target,
     UnixAddress,
 )
 
@@ -38,7 +38,7 @@ log = logging.getLogger("spicebridge")
 
 VARIABLE: Final = "XDG_RUNTIME_DIR"
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the document; raised when what is there changes its meaning."""
 
 CHANNELS: Final = b"channels"
@@ -76,17 +76,17 @@ class StatusPage:
 
     def __init__(self) -> None:
         self._role = "starting"
-        self._server: Address | None = None
+        self._servers: list[str] = []
         self._bridges: Sequence[BridgeStatus] = ()
         self._session: Session | None = None
         self._asking = anyio.Lock()
 
     def show(
-        self, server: Address, bridges: Sequence[BridgeStatus], session: Session | None
+        self, server: Target, bridges: Sequence[BridgeStatus], session: Session | None
     ) -> None:
         """Has more to tell from now on; see `Ready`."""
         self._role = "serve" if session is None else "bridge"
-        self._server, self._bridges, self._session = server, bridges, session
+        self._servers, self._bridges, self._session = sorted(server.identities), bridges, session
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Answers until cancelled. Where there is no place for a socket, nobody can ask."""
@@ -125,7 +125,7 @@ class StatusPage:
             "version": VERSION,
             "pid": os.getpid(),
             "role": self._role,
-            "server": None if self._server is None else str(self._server),
+            "servers": self._servers,
             "bridges": [
                 {
                     "name": bridge.name,

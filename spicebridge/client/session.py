@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import anyio
@@ -15,6 +15,7 @@ from spicebridge.client.linking import link
 from spicebridge.errors import (
     ChannelBusyError,
     ChannelNotFoundError,
+    LoginError,
     SessionLostError,
     SpicebridgeError,
     one_error,
@@ -30,12 +31,15 @@ from spicebridge.protocol.events import (
     PortInit,
 )
 from spicebridge.protocol.link import LinkRequest, channel_caps
-from spicebridge.protocol.login import ClientLogin, ClientTicket
 from spicebridge.protocol.messages import has_port_events
-from spicebridge.transport.address import Address
-from spicebridge.transport.connect import time_limit
+from spicebridge.transport.dial import Dialer
+from spicebridge.transport.steps import step
+from spicebridge.transport.target import Target
 
 log = logging.getLogger(__name__)
+
+Renew = Callable[[], Awaitable[str]]
+"""Gives a password anew."""
 
 BUSY_TIMEOUT: Final = 2.0
 """Seconds in which a busy channel is tried again: a client that has just gone frees it."""
@@ -83,25 +87,19 @@ class Session:
     """An open session. Made by `open_session`; all of its channels end with it.
 
     Attributes:
-        address: of the server.
+        target: the server.
         channels: what the server offers, in its order.
         lost: set once the server has ended the session; `failure` tells how.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        main: Channel,
-        logins: Sequence[ClientLogin],
-        timeout: float | None = None,
-    ) -> None:
-        self.address = address
+    def __init__(self, dialer: Dialer, main: Channel, renew: Renew | None) -> None:
+        self.target = dialer.target
         self.channels: tuple[ChannelInfo, ...] = ()
         self.lost = anyio.Event()
         self.failure: SpicebridgeError | None = None
         self._main = main
-        self._logins = logins
-        self._timeout = timeout
+        self._dialer = dialer
+        self._renew = renew
         self._id = 0
         self._ports: dict[ChannelInfo, Channel] = {}  # the last link of each, which keeps its state
 
@@ -120,7 +118,7 @@ class Session:
         if channel not in self.channels:
             offered = ", ".join(each.name for each in self.channels)
             raise ChannelNotFoundError(
-                f"{self.address} does not offer {channel.name}", f"it offers {offered}"
+                f"{self.target} does not offer {channel.name}", f"it offers {offered}"
             )
         deadline = anyio.current_time() + BUSY_TIMEOUT
         while True:
@@ -129,7 +127,7 @@ class Session:
             except (ChannelBusyError, ChannelClosedError) as error:
                 if anyio.current_time() >= deadline:
                     raise ChannelBusyError(
-                        f"{channel.name} at {self.address} is in use by another client",
+                        f"{channel.name} at {self.target} is in use by another client",
                         "close that client",
                     ) from error
             except SpicebridgeError as error:
@@ -145,18 +143,34 @@ class Session:
             self._id, channel.type, channel.id, channel_caps=channel_caps(channel.type)
         )
         with anyio.CancelScope() as guard:
-            linked = await link(self.address, request, self._logins, guard, self._timeout)
+            linked = await self._log_in(request, guard)
             try:
                 await self._greeting(linked)
             except SpicebridgeError as error:
                 linked.abort()
-                raise error.at(self.address) from error.__cause__
+                raise error.at(self.target) from error.__cause__
             except BaseException:
                 linked.abort()
                 raise
         if linked.port is not None:
             self._ports[channel] = linked
         return linked
+
+    async def _log_in(self, request: LinkRequest, guard: anyio.CancelScope) -> Channel:
+        """Links a channel; what was let in before and is refused now is a password of the past."""
+        try:
+            return await link(self._dialer, request, guard)
+        except LoginError as error:
+            guard.shield = False
+            if self._renew is None:
+                raise LoginError(
+                    f"{error.problem}, though the password was taken when the session began: "
+                    "it has expired or been changed",
+                    "attach=always links a channel at once, while it is valid",
+                ) from error
+        target = replace(self._dialer.target, password=await self._renew())
+        self._dialer = Dialer(target, self._dialer.timeout)
+        return await link(self._dialer, request, guard)
 
     async def _greeting(self, channel: Channel) -> None:
         """Waits for the first word of a channel, which tells a linked one from a busy one.
@@ -167,7 +181,7 @@ class Session:
         kind = channel.linked.request.channel_type
         named = has_port_events(kind)
         if kind in {ChannelType.PORT, ChannelType.WEBDAV}:
-            async with time_limit(f"waiting for the name of {channel.name}", self._timeout):
+            async with step(f"waiting for the name of {channel.name}", self._dialer.timeout):
                 await self._first_word(channel, named=True)
         else:  # no server need say anything here
             with anyio.move_on_after(_QUIET_CHANNEL):
@@ -258,39 +272,40 @@ class Session:
         except SpicebridgeError as error:
             if isinstance(error, ChannelClosedError):  # of main: there is no session without it
                 error = SessionLostError(f"the session has ended: {error}")
-            self.failure = error.at(self.address)
+            self.failure = error.at(self.target)
             self.lost.set()
 
 
 @asynccontextmanager
 async def open_session(
-    address: Address, password: str = "", *, timeout: float | None = None
+    target: Target, *, timeout: float | None = None, renew: Renew | None = None
 ) -> AsyncIterator[Session]:
     """Opens a session; leaving the block closes it.
 
     QEMU serves one client: a new session throws an older one out.
 
     Args:
-        address: of the server, see `transport.address.parse_uri`.
-        password: the ticket; empty where the server asks for none.
+        target: the server, see `parse_uri`.
         timeout: seconds that each step of reaching the server may take, here and when channels are
-            linked: connecting, linking, waiting for a first word; None for 10.
+            linked: connecting, TLS, linking, waiting for a first word; None for 10.
+        renew: gives another password, when the one that began the session is refused later on.
 
     Raises:
-        ConnectError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
+        ConnectError, TlsError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
+        UsageError: the target cannot be what it says.
         SessionLostError: the server ended the session before it had begun. Later on that is in
             `Session.lost` and `Session.failure`: what still waits to be read can be read.
     """
-    logins = [ClientTicket(password)]
+    dialer = Dialer(target, timeout)
     with anyio.CancelScope() as guard:
-        main = await link(address, LinkRequest(0, ChannelType.MAIN, 0), logins, guard, timeout)
-    session = Session(address, main, logins, timeout)
+        main = await link(dialer, LinkRequest(0, ChannelType.MAIN, 0), guard)
+    session = Session(dialer, main, renew)
     try:
-        async with time_limit("waiting for the list of channels", timeout):
+        async with step("waiting for the list of channels", timeout):
             await session.begin()
     except SpicebridgeError as error:
         main.abort()
-        raise error.at(f"opening a session at {address}") from error.__cause__
+        raise error.at(f"opening a session at {target}") from error.__cause__
     except BaseException:
         main.abort()
         raise

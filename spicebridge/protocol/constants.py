@@ -161,6 +161,21 @@ def channel_type_name(channel_type: int) -> str:
         return str(channel_type)
 
 
+def channel_types(name: str) -> frozenset[int]:
+    """The channel types that a word stands for: a name, a user-defined number, or ``all``.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if name == "all":
+        return frozenset(range(1, MAX_CHANNEL_TYPE + 1))
+    if name.upper() in ChannelType.__members__:
+        return frozenset({ChannelType[name.upper()]})
+    if name.isascii() and name.isdigit() and USER_DEFINED_START <= int(name) <= MAX_CHANNEL_TYPE:
+        return frozenset({int(name)})
+    raise ValueError(name)
+
+
 # Limits on what a peer may make us hold.
 
 MAX_LINK_BODY: Final = 4096
@@ -192,6 +207,24 @@ MAX_PORT_NAME: Final = 1024
 
 MAX_NOTIFY_TEXT: Final = 4096
 """Bytes of the text in NOTIFY."""
+
+MAX_SASL_MECHANISMS: Final = 1024
+"""Bytes of the list of SASL mechanisms. spice-gtk takes 300; all that Cyrus has are fewer."""
+
+MAX_SASL_DATA: Final = 1024 * 1024
+"""Bytes of one SASL message. libspice-server and spice-gtk set the same limit."""
+
+MAX_SASL_REASON: Final = 1024
+"""Bytes of the reason why a SASL login is refused. libspice-server sends 22."""
+
+MAX_SASL_TOKEN: Final = 128 * 1024
+"""Bytes of a frame of SASL's security layer that we let the server send. spice-gtk says 100,000."""
+
+MAX_SCRAM_MESSAGE: Final = 4096
+"""Bytes of a SCRAM message. Those of Cyrus SASL have fewer than 200."""
+
+SCRAM_ITERATIONS: Final = range(4096, 1_000_001)
+"""How often a server may have us hash the password: RFC 5802's least; half a second's worth."""
 
 SEND_DATA: Final = 64 * 1024
 """Bytes that we put in one DATA message, as spice-client-glib and libspice-server do."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spicebridge.errors import (
     ChannelBusyError,
@@ -34,6 +34,7 @@ from spicebridge.protocol.constants import (
 )
 from spicebridge.protocol.dialogue import Dialogue
 from spicebridge.protocol.login import ClientLogin, ServerLogin, choose_login
+from spicebridge.protocol.security_layer import SecurityLayer
 
 _HEADER = struct.Struct("<4sIII")  # magic, major, minor, size of what follows
 _MESS = struct.Struct("<IBBIII")  # connection_id, type, id, common and channel caps, offset
@@ -43,7 +44,7 @@ _U32 = struct.Struct("<I")
 COMMON_CAPS = frozenset(
     {CommonCap.PROTOCOL_AUTH_SELECTION, CommonCap.AUTH_SPICE, CommonCap.MINI_HEADER}
 )
-"""Common capabilities that both roles announce."""
+"""Common capabilities that both roles announce. A client that knows SASL adds AUTH_SASL."""
 
 
 def channel_caps(channel_type: int) -> frozenset[int]:
@@ -86,12 +87,17 @@ class Linked:
         mini_header: whether messages have the 6-byte header instead of the 18-byte one.
         common_caps: those of the peer.
         channel_caps: those of the peer.
+        login: how the client logged in, for people: ``ticket``, ``SASL SCRAM-SHA-256``.
+        layer: what all further bytes of the connection go through; None where they do not. It may
+            have something to `take` already.
     """
 
     request: LinkRequest
     mini_header: bool
     common_caps: frozenset[int] = field(default=frozenset())
     channel_caps: frozenset[int] = field(default=frozenset())
+    login: str = ""
+    layer: SecurityLayer | None = None
 
 
 def _caps_words(caps: Iterable[int]) -> list[int]:
@@ -179,6 +185,8 @@ def link_client(request: LinkRequest, logins: Sequence[ClientLogin]) -> Dialogue
         LoginError: the server refused the login, or offers none of ours.
         ChannelNotFoundError, ChannelBusyError, LinkRefusedError: the server's other refusals.
     """
+    if any(login.mechanism == AuthMechanism.SASL for login in logins):
+        request = replace(request, common_caps=request.common_caps | {CommonCap.AUTH_SASL})
     counts, caps = _encode_caps(request.common_caps, request.channel_caps)
     yield _with_header(
         _MESS.pack(
@@ -201,11 +209,32 @@ def link_client(request: LinkRequest, logins: Sequence[ClientLogin]) -> Dialogue
         yield _U32.pack(login.mechanism)
     else:  # a server from before the selection takes a ticket
         login = choose_login(logins, {AuthMechanism.SPICE})
-    yield from login.steps(pubkey)
-    (result,) = _U32.unpack((yield _U32.size))
+    logged_in = yield from login.steps(pubkey, _HEADER.size + size)
+    result = yield from _read_result(logged_in.layer)
     if result != LinkErr.OK:
         raise _refusal(result, request, logged_in=True)
-    return Linked(request, CommonCap.MINI_HEADER in agreed, common, channel)
+    return Linked(
+        request,
+        CommonCap.MINI_HEADER in agreed,
+        common,
+        channel,
+        login=logged_in.name,
+        layer=logged_in.layer,
+    )
+
+
+def _read_result(layer: SecurityLayer | None) -> Dialogue[int]:
+    """Reads the link result, which is the first that goes through a security layer."""
+    if layer is None:
+        return int(_U32.unpack((yield _U32.size))[0])
+    result = bytearray()
+    while len(result) < _U32.size:
+        piece = bytearray(_U32.size - len(result))
+        if count := layer.take(memoryview(piece)):
+            result += piece[:count]
+        else:
+            layer.feed((yield layer.needed))
+    return int(_U32.unpack(result)[0])
 
 
 def _refusal(error: int, request: LinkRequest, *, logged_in: bool) -> SpicebridgeError:
@@ -215,7 +244,7 @@ def _refusal(error: int, request: LinkRequest, *, logged_in: bool) -> Spicebridg
     except ValueError:
         answer = f"the server answered {error}"
     if error == LinkErr.PERMISSION_DENIED:
-        return LoginError(answer, "check the password (--password-file)")
+        return LoginError(answer, "check the password (--password-file)", by_password=True)
     if error == LinkErr.CHANNEL_NOT_AVAILABLE and logged_in:
         return ChannelBusyError(f"{request.name} is in use: {answer}", "close the other client")
     if error == LinkErr.CHANNEL_NOT_AVAILABLE:
@@ -223,11 +252,11 @@ def _refusal(error: int, request: LinkRequest, *, logged_in: bool) -> Spicebridg
             f"{request.name} is not offered: {answer}", "see spicebridge list"
         )
     hints: Mapping[int, str] = {
-        LinkErr.NEED_SECURED: "this channel is only for TLS",
+        LinkErr.NEED_SECURED: "it is only for TLS: name the TLS port, spice://HOST?tls-port=PORT",
         LinkErr.NEED_UNSECURED: "this channel is only for plain connections",
         LinkErr.BAD_CONNECTION_ID: "the session has ended; connect again",
     }
-    return LinkRefusedError(f"linking {request.name}: {answer}", hints.get(error, ""))
+    return LinkRefusedError(f"linking {request.name}: {answer}", hints.get(error, ""), error)
 
 
 # The server's side

@@ -1,8 +1,7 @@
 """Login mechanisms: what happens between the link reply and the link result, for both roles.
 
-There is one today, the ticket (AUTH_SPICE): the password and a trailing NUL, encrypted with
-RSA-OAEP (SHA-1) for the key in the link reply. A further mechanism (SASL) is another class with
-the same two members.
+Here is the ticket (AUTH_SPICE): the password and a trailing NUL, encrypted with RSA-OAEP (SHA-1)
+for the key in the link reply. SASL (AUTH_SASL) has a module of its own, ``sasl.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -29,6 +29,7 @@ from spicebridge.protocol.constants import (
     AuthMechanism,
 )
 from spicebridge.protocol.dialogue import Dialogue
+from spicebridge.protocol.security_layer import SecurityLayer
 
 _PUBKEY_OFFSET = 20  # of the key in a link reply: 16 bytes of header, u32 error
 
@@ -49,13 +50,45 @@ def ticket_pubkey(key: rsa.RSAPrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+@dataclass(frozen=True)
+class LoggedIn:
+    """How a client has logged in.
+
+    Attributes:
+        name: of the login, for people: ``ticket``, ``SASL SCRAM-SHA-256``.
+        layer: what all further bytes go through, the link result first; None where they do not.
+    """
+
+    name: str
+    layer: SecurityLayer | None = None
+
+
 class ClientLogin(Protocol):
-    """One way for a client to log in."""
+    """One way for a client to log in, on one link.
+
+    Attributes:
+        mechanism: what it is called on the wire.
+        blocking: whether its steps compute for long or ask other servers: an event loop should
+            have them run in a thread.
+    """
 
     mechanism: AuthMechanism
+    blocking: bool
 
-    def steps(self, pubkey: bytes) -> Dialogue[None]:
-        """What is said after the mechanism was chosen, up to but without the link result."""
+    def steps(self, pubkey: bytes, position: int) -> Dialogue[LoggedIn]:
+        """What is said after the mechanism was chosen, up to but without the link result.
+
+        Args:
+            pubkey: the key in the link reply.
+            position: bytes that the server has sent up to here.
+        """
+        ...
+
+    def hung_up(self) -> LoginError | None:
+        """What it means that the server has closed the connection now, in the middle of `steps`.
+
+        A server of SASL refuses that way. None where it means nothing, or another login runs.
+        """
         ...
 
 
@@ -95,11 +128,12 @@ class ClientTicket:
     """
 
     mechanism = AuthMechanism.SPICE
+    blocking = False
 
     def __init__(self, password: str = "") -> None:
         self._password = encode_password(password)
 
-    def steps(self, pubkey: bytes) -> Dialogue[None]:
+    def steps(self, pubkey: bytes, position: int) -> Dialogue[LoggedIn]:
         """Sends the encrypted ticket, 128 bytes."""
         try:
             key = load_der_public_key(pubkey)
@@ -121,6 +155,11 @@ class ClientTicket:
                 "SpiceLinkReply", _PUBKEY_OFFSET, "a key that encrypts", "one that does not"
             ) from error
         yield ticket
+        return LoggedIn("ticket")
+
+    def hung_up(self) -> LoginError | None:
+        """Nothing: a wrong ticket is told by the link result."""
+        return None
 
 
 class ServerTicket:
@@ -152,6 +191,9 @@ class ServerTicket:
         return hmac.compare_digest(ticket.partition(b"\0")[0], self._password)
 
 
+_WORDS: Final = {AuthMechanism.SPICE: "a ticket", AuthMechanism.SASL: "SASL"}
+
+
 def choose_login(logins: Iterable[ClientLogin], offered: AbstractSet[int]) -> ClientLogin:
     """The first of our logins that the server offers.
 
@@ -162,11 +204,15 @@ def choose_login(logins: Iterable[ClientLogin], offered: AbstractSet[int]) -> Cl
     Raises:
         LoginError: if there is none.
     """
+    wanted = []
     for login in logins:
         if login.mechanism in offered:
             return login
-    names = [mechanism.name for mechanism in AuthMechanism if mechanism in offered]
+        wanted.append(login.mechanism)
+    names = [_WORDS[mechanism] for mechanism in AuthMechanism if mechanism in offered]
+    leave_out = wanted == [AuthMechanism.SASL] and AuthMechanism.SPICE in offered
     raise LoginError(
-        f"the server offers no login that we know, only {', '.join(names) or 'none at all'}",
-        "allow logins with a ticket on the server",
+        f"the server offers no login with {' or '.join(_WORDS[each] for each in wanted)}, "
+        f"only with {' or '.join(names) or 'nothing that we know'}",
+        "leave out --sasl-mechanism" if leave_out else "allow logins with a ticket on the server",
     )

@@ -10,6 +10,7 @@ of silence, and several clients may be there at once, one for each channel.
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from spicebridge.channel import Channel
-from spicebridge.errors import ProtocolError, SpicebridgeError, one_error
+from spicebridge.errors import ProtocolError, SpicebridgeError, TlsError, one_error
 from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
 from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.events import ChannelsList
@@ -30,9 +31,11 @@ from spicebridge.protocol.login import (
     ticket_pubkey,
 )
 from spicebridge.server.session import ServedSession, new_ping
-from spicebridge.transport.connect import time_limit
 from spicebridge.transport.listen import Listener
+from spicebridge.transport.steps import step
 from spicebridge.transport.stream import Stream
+from spicebridge.transport.tls import TlsWire, reason_of
+from spicebridge.transport.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +65,21 @@ class SpiceEndpoint:
     Args:
         offers: the channels; no type and id twice.
         password: the ticket; None to let everybody in.
+        tls: our certificate and key, where clients are to speak TLS.
 
     Raises:
         UsageError: the password is longer than SPICE takes.
     """
 
-    def __init__(self, offers: Sequence[Offer], password: str | None = None) -> None:
+    def __init__(
+        self,
+        offers: Sequence[Offer],
+        password: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._offers = {(offer.type, offer.id): offer for offer in offers}
         self._password = password
+        self._tls = tls
         if password is not None:
             encode_password(password)  # refused before anything is created
         self._sessions: dict[int, ServedSession] = {}
@@ -93,16 +103,17 @@ class SpiceEndpoint:
                 tasks.start_soon(self._client, stream, peer)
 
     async def _client(self, stream: Stream, peer: str) -> None:
+        wire = stream if self._tls is None else TlsWire(stream, self._tls, server=True)
         try:
-            linked = await self._log_in(stream)
+            linked = await self._log_in(wire)
         except (SpicebridgeError, OSError) as error:
             log.warning("%s: %s", peer, error)
-            stream.close()
+            wire.close()
             return
         except BaseException:
-            stream.close()
+            wire.close()
             raise
-        channel = Channel(stream, linked, server=True)
+        channel = Channel(wire, linked, server=True)
         key = linked.request.channel_type, linked.request.channel_id
         log.debug("%s has linked %s", peer, channel.name)
         try:
@@ -126,26 +137,36 @@ class SpiceEndpoint:
 
     # Linking
 
-    async def _log_in(self, stream: Stream) -> Linked:
+    async def _log_in(self, wire: Wire) -> Linked:
         exchange = Exchange(link_server(self._pubkey, self._logins, self._available, self._admit))
         admitted = False
         try:
-            async with time_limit("waiting for a client to link", LOGIN_TIMEOUT):
+            async with step("waiting for a client to link", LOGIN_TIMEOUT):
+                if isinstance(wire, TlsWire):
+                    await self._start_tls(wire)
                 while not exchange.done:
                     buffer = bytearray(exchange.needed)
-                    count = await stream.read_into(memoryview(buffer))
+                    count = await wire.read_into(memoryview(buffer))
                     if not count:
                         raise ProtocolError("SpiceLinkMess", 0, "a link", "a closed connection")
                     try:
                         exchange.receive_data(bytes(buffer[:count]))
                     finally:  # a refusal, too
-                        await stream.write_all([memoryview(exchange.data_to_send())])
+                        await wire.write_all([memoryview(exchange.data_to_send())])
             admitted = True
             return exchange.result
         finally:
             if exchange.done and not admitted:  # the client went while it was told so
                 request = exchange.result.request
                 self._linked.discard((request.channel_type, request.channel_id))
+
+    async def _start_tls(self, wire: TlsWire) -> None:
+        try:
+            await wire.handshake()
+        except ssl.SSLError as error:
+            raise TlsError(
+                f"the client's TLS: {reason_of(error)}", "does it speak TLS, and trust us?"
+            ) from error
 
     def _available(self, request: LinkRequest) -> LinkErr:
         if request.channel_type == ChannelType.MAIN and request.channel_id == 0:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -14,35 +13,14 @@ import anyio
 
 from spicebridge.errors import ConnectError
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
+from spicebridge.transport.steps import step
 from spicebridge.transport.stream import Stream
-
-CONNECT_TIMEOUT = 10.0
-"""Seconds that one step of reaching a server may take (curl and ssh wait for minutes)."""
-
 
 _HEAD_START: Final = 0.25
 """Seconds that an address has before the next one is tried beside it (RFC 8305, 8)."""
 
 AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 """One answer of getaddrinfo(3)."""
-
-
-@asynccontextmanager
-async def time_limit(what: str, seconds: float | None = None) -> AsyncIterator[None]:
-    """Bounds one step of reaching a server.
-
-    Raises:
-        ConnectError: naming the step, when `seconds` (else `CONNECT_TIMEOUT`) have passed.
-    """
-    if seconds is None:
-        seconds = CONNECT_TIMEOUT
-    try:
-        with anyio.fail_after(seconds):
-            yield
-    except TimeoutError:
-        raise ConnectError(
-            f"{what}: no answer within {seconds:g} seconds", "check the address and the network"
-        ) from None
 
 
 async def connect(address: Address, timeout: float | None = None) -> Stream:
@@ -55,7 +33,7 @@ async def connect(address: Address, timeout: float | None = None) -> Stream:
     Raises:
         ConnectError: saying what the system answered.
     """
-    async with time_limit(f"connecting to {address}", timeout):
+    async with step(f"connecting to {address}", timeout):
         if isinstance(address, UnixAddress):
             return Stream.of_socket(await _connect_unix(address))
         return Stream.of_socket(await _connect_tcp(address))

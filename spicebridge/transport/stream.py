@@ -16,10 +16,12 @@ from typing import Final
 
 import anyio
 
+from spicebridge.transport.wire import Wire
+
 _IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 
 
-class Stream:
+class Stream(Wire):
     """One byte stream, to and from a peer that may be a socket, a pipe, a terminal or a file.
 
     Args:
@@ -105,15 +107,6 @@ class Stream:
             if self._closed:
                 raise
 
-    async def read_into(self, buffer: memoryview) -> int:
-        """Reads into `buffer`, waiting until there is something; 0 is the end of the stream.
-
-        When cancelled, nothing has been read.
-        """
-        while (count := self.read_nowait(buffer)) is None:
-            await self.readable()
-        return count
-
     def interrupt(self) -> None:
         """Wakes whoever waits in `readable`."""
         if not self._closed:
@@ -154,26 +147,6 @@ class Stream:
         except anyio.ClosedResourceError:
             if self._closed:
                 raise
-
-    async def write_all(self, buffers: list[memoryview]) -> None:
-        """Writes all of `buffers`, waiting as long as the peer takes nothing.
-
-        When cancelled, some of the bytes may have been written.
-        """
-        while buffers:
-            written = self.write_nowait(buffers)
-            if written is None:
-                await self.writable()
-                continue
-            done = 0
-            for view in buffers:
-                if written < len(view):
-                    break
-                written -= len(view)
-                done += 1
-            del buffers[:done]
-            if written:
-                buffers[0] = buffers[0][written:]
 
     def end(self) -> None:
         """Ends the sending side; the peer reads end of file once it has read all before it."""

@@ -30,6 +30,7 @@ from spicebridge import (
     UnixAddress,
     open_session,
 )
+from spicebridge.transport.target import Target
 from tests.bridge.mux_tools import (
     WEBDAV,
     Applications,
@@ -229,7 +230,7 @@ async def test_a_client_that_only_asks_for_the_name_of_the_port_costs_no_connect
     async with both(short_tmp) as on, connected(on.path) as client:
         await client.send(b"hello")
         for count in (1, 2, 3):
-            async with open_session(on.address) as session:
+            async with open_session(Target(on.address)) as session:
                 names = [info.port.name async for info in session.ports() if info.port]
                 assert names == ["org.spice-space.webdav.0"]
             await log.wait("unlinked", count=count)
@@ -344,7 +345,7 @@ async def test_connections_that_wait_are_let_go_by_stop(short_tmp: Path) -> None
 @asynccontextmanager
 async def by_hand(address: UnixAddress, kind: int = WEBDAV) -> AsyncIterator[Channel]:
     """A client that is played by the test."""
-    async with open_session(address) as session:
+    async with open_session(Target(address)) as session:
         async with await session.open_channel(ChannelInfo(kind, 0)) as channel:
             yield channel
 

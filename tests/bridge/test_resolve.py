@@ -24,7 +24,7 @@ class Offered:
     """A session that offers channels; None is a port that another client holds."""
 
     def __init__(self, *channels: tuple[int, int], ports: dict[int, str | None]) -> None:
-        self.address = UnixAddress("/tmp/spice")
+        self.target = UnixAddress("/tmp/spice")
         self._ports = ports
         self.asked: list[int] = []
         self.channels = tuple(

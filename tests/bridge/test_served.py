@@ -25,6 +25,7 @@ from spicebridge import (
 from spicebridge.bridge.served import ServedBridge
 from spicebridge.bridge.serving import offers
 from spicebridge.protocol.constants import PortEventType
+from spicebridge.transport.target import Target
 from tests.bridge.tools import (
     PATIENCE,
     EventLog,
@@ -132,7 +133,7 @@ async def test_a_client_is_told_as_the_guest_comes_and_goes(short_tmp: Path, log
             seen.extend(item.event for item in items if isinstance(item, PortEvent))
 
     async with served(address, spec(short_tmp / "guest", port="p")):
-        async with open_session(address) as session:
+        async with open_session(Target(address)) as session:
             async with await session.open_channel(ChannelInfo(10, 0)) as channel:
                 assert channel.port
                 assert (channel.port.name, channel.port.opened) == ("p", False)
@@ -227,7 +228,7 @@ async def test_asking_for_the_names_of_ports_does_not_use_up_a_guest_on_stdio(
     wanted = BridgeSpec("p", ChannelWanted(10, port="p"), StdioEndpoint())
     try:
         async with served(address, wanted) as server:
-            async with open_session(address) as session:
+            async with open_session(Target(address)) as session:
                 names = [info.port.name async for info in session.ports() if info.port]
                 assert names == ["p"]
             with anyio.move_on_after(0.5):

@@ -31,6 +31,7 @@ from spicebridge.protocol.constants import Msg
 from spicebridge.protocol.messages import encode_port_init
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.listen import listen
+from spicebridge.transport.target import Target
 
 PATIENCE = 10.0
 """Seconds after which something that has not happened, all in this process, is a failure."""
@@ -160,7 +161,7 @@ async def bridging(address: Address, *specs: BridgeSpec) -> AsyncIterator[Runnin
     """Bridges that are up; cancelled at the end, if they are still there."""
 
     async def action(**more: Any) -> None:
-        await run_bridges(address, specs, **more)
+        await run_bridges(Target(address), specs, **more)
 
     async with _running(action) as running:
         yield running

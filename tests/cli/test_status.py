@@ -29,7 +29,8 @@ from spicebridge import (
 )
 from spicebridge.cli import status
 from spicebridge.cli.asking import Bridged, running_at
-from spicebridge.cli.status import Offered, StatusPage
+from spicebridge.cli.status import VERSION, Offered, StatusPage
+from spicebridge.transport.target import Target
 from tests.bridge.tools import offering, silent
 from tests.cli.fake_server import fake_server, spice
 from tests.cli.tools import (
@@ -272,10 +273,10 @@ def test_a_process_is_told_of_by_a_private_socket_until_it_ends(
         *("name", "end", "channel", "state", "up", "down", "streams")
     }
     assert document == {
-        "version": 1,
+        "version": VERSION,
         "pid": running.process.pid,
         "role": role,
-        "server": f"unix:{short_tmp}/spice",
+        "servers": [*Target(UnixAddress(f"{short_tmp}/spice")).identities],
     }
     assert running.stop() == 0
     assert not path.exists()
@@ -416,21 +417,21 @@ async def test_a_process_that_is_starting_tells_so(runtime: Path) -> None:
     page = StatusPage()
     async with published(page, runtime) as path:
         document = await ask(path)
-        assert (document["role"], document["server"], document["bridges"]) == ("starting", None, [])
-        assert await running_at(HERE) == []
-        page.show(HERE, [], None)
-        assert [each.pid for each in await running_at(HERE)] == [os.getpid()]
-        assert await running_at(UnixAddress("/there")) == []
+        assert (document["role"], document["servers"], document["bridges"]) == ("starting", [], [])
+        assert await running_at(Target(HERE)) == []
+        page.show(Target(HERE), [], None)
+        assert [each.pid for each in await running_at(Target(HERE))] == [os.getpid()]
+        assert await running_at(Target(UnixAddress("/there"))) == []
 
 
 async def test_a_bridge_is_told_as_it_is_at_the_time(runtime: Path) -> None:
     page = StatusPage()
     bridged = BridgeStatus("b", "end", ChannelInfo(128, 1), streams=StreamCount())
-    page.show(HERE, [bridged], None)
+    page.show(Target(HERE), [bridged], None)
     async with published(page, runtime):
         bridged.traffic.up, bridged.traffic.down = 1, 2
         bridged.streams = StreamCount(3, 4)
-        (process,) = await running_at(HERE)
+        (process,) = await running_at(Target(HERE))
     assert process.bridges == {
         ChannelInfo(128, 1): Bridged(os.getpid(), "end", 1, 2, StreamCount(3, 4))
     }
@@ -453,12 +454,12 @@ async def test_many_who_neither_ask_nor_read_keep_nobody_from_asking(
     monkeypatch.setattr(status, "_AT_ONCE", 2)
     page = StatusPage()
     # far more than the kernel holds for one who does not read
-    page.show(HERE, [BridgeStatus("x" * 1_000_000)], None)
+    page.show(Target(HERE), [BridgeStatus("x" * 1_000_000)], None)
     async with published(page, runtime) as path:
         with ExitStack() as stack:
             for _ in range(5):
                 stack.enter_context(connect(path))
-            assert (await ask(path))["server"] == str(HERE)
+            assert (await ask(path))["servers"] == [*Target(HERE).identities]
 
 
 async def test_who_goes_before_the_answer_disturbs_nobody(runtime: Path) -> None:
@@ -484,7 +485,7 @@ async def test_what_cannot_be_understood_is_passed_over(runtime: Path, answer: b
     listener = await anyio.create_unix_listener(folder / "1")
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, reply)
-        assert await running_at(HERE) == []
+        assert await running_at(Target(HERE)) == []
         tasks.cancel_scope.cancel()
 
 
@@ -495,11 +496,11 @@ async def test_a_bridge_tells_what_the_server_offers_until_its_session_is_lost(
     port = ChannelInfo(ChannelType.PORT, 0)
     async with (
         offering(short_tmp, silent, kind=ChannelType.PORT) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
-        page.show(address, [], session)
+        page.show(Target(address), [], session)
         async with published(page, runtime):
-            (process,) = await running_at(address)
+            (process,) = await running_at(Target(address))
             assert process.session
             assert await process.offered() == {port: PortInfo(port, PortInit("", True))}
             session.lost.set()
@@ -515,10 +516,10 @@ async def test_a_bridge_that_cannot_ask_its_server_says_so(
 
     monkeypatch.setattr(status, "ask_session", fail)
     page = StatusPage()
-    async with offering(short_tmp, silent) as address, open_session(address) as session:
-        page.show(address, [], session)
+    async with offering(short_tmp, silent) as address, open_session(Target(address)) as session:
+        page.show(Target(address), [], session)
         async with published(page, runtime):
-            (process,) = await running_at(address)
+            (process,) = await running_at(Target(address))
             with pytest.raises(ConnectError, match=f"pid {os.getpid()}, .*: PORT_INIT at byte 0"):
                 await process.offered()
 
@@ -533,9 +534,9 @@ async def test_a_bridge_whose_server_does_not_answer_says_so(
     monkeypatch.setattr(status, "ask_session", wait)
     monkeypatch.setattr(status, "ASKING", 0.01)
     page = StatusPage()
-    async with offering(short_tmp, silent) as address, open_session(address) as session:
-        page.show(address, [], session)
+    async with offering(short_tmp, silent) as address, open_session(Target(address)) as session:
+        page.show(Target(address), [], session)
         async with published(page, runtime):
-            (process,) = await running_at(address)
+            (process,) = await running_at(Target(address))
             with pytest.raises(ConnectError, match="the server did not answer within"):
                 await process.offered()

@@ -29,6 +29,7 @@ from spicebridge.protocol.messages import encode_main_init as main_init
 from spicebridge.transport.address import Address
 from spicebridge.transport.listen import listen
 from spicebridge.transport.stream import Stream
+from spicebridge.transport.target import Target
 from tests.conftest import PATIENCE
 from tests.protocol.wire import message, serve
 from tests.server.serving import make_impatient, somewhere
@@ -201,7 +202,7 @@ async def test_a_session_that_cannot_begin(
     make_impatient(monkeypatch)
     async with server(short_tmp, script) as address:
         with pytest.raises(kind, match=said) as caught:
-            async with open_session(address):
+            async with open_session(Target(address)):
                 pytest.fail("it has begun")
         assert type(caught.value) is kind
         assert str(address) in str(caught.value), "it does not say which server"
@@ -228,7 +229,7 @@ async def test_a_session_that_breaks_later_is_lost_and_says_how(
         await go.wait()
         await says(stream, said)
 
-    async with server(short_tmp, script) as address, open_session(address) as session:
+    async with server(short_tmp, script) as address, open_session(Target(address)) as session:
         assert not session.lost.is_set()
         go.set()
         await session.lost.wait()
@@ -244,7 +245,10 @@ async def test_a_main_channel_that_resets_is_a_lost_session(short_tmp: Path) -> 
         await says(stream, message(Msg.PING, bytes(12)) * 20_000)
         await go.wait()
 
-    async with server(short_tmp, script, kind="tcp") as address, open_session(address) as session:
+    async with (
+        server(short_tmp, script, kind="tcp") as address,
+        open_session(Target(address)) as session,
+    ):
         await anyio.lowlevel.checkpoint()
         go.set()
         await session.lost.wait()
@@ -261,7 +265,7 @@ async def test_what_the_server_has_to_say_is_logged(
     caplog.set_level("INFO")
     async with (
         server(short_tmp, main_that(MAIN_INIT, CHANNELS + words, stays=False)) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         await session.lost.wait()
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
@@ -281,7 +285,7 @@ async def test_a_link_that_ends_right_after_its_result_is_a_busy_channel(
     monkeypatch.setattr("spicebridge.client.session.BUSY_TIMEOUT", 0.1)
     async with (
         server(short_tmp, good_main, links_and_closes) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         with pytest.raises(ChannelBusyError):
             await session.open_channel(info)
@@ -292,7 +296,10 @@ async def test_a_channel_whose_link_is_not_answered_is_not_called_busy(
 ) -> None:
     make_impatient(monkeypatch, 0.3)
     monkeypatch.setattr("spicebridge.client.session.BUSY_TIMEOUT", 0.05)
-    async with server(short_tmp, good_main, is_silent) as address, open_session(address) as session:
+    async with (
+        server(short_tmp, good_main, is_silent) as address,
+        open_session(Target(address)) as session,
+    ):
         with pytest.raises(ConnectError, match="no answer"):
             await session.open_channel(PORT0)
 
@@ -303,7 +310,7 @@ async def test_a_channel_that_says_nothing_at_its_start_is_linked(
     monkeypatch.setattr("spicebridge.client.session._QUIET_CHANNEL", 0.05)
     async with (
         server(short_tmp, good_main, links_and_is_silent) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
         await session.open_channel(ChannelInfo(9, 0)) as channel,
     ):
         assert channel.port is None
@@ -316,7 +323,10 @@ async def test_a_channel_that_breaks_the_protocol_says_so_with_the_server(short_
         await says(stream, message(0xBEEF))
         await read_to_end(stream)
 
-    async with server(short_tmp, good_main, script) as address, open_session(address) as session:
+    async with (
+        server(short_tmp, good_main, script) as address,
+        open_session(Target(address)) as session,
+    ):
         with pytest.raises(ProtocolError, match="a message type of this channel") as caught:
             await session.open_channel(PORT0)
     assert str(address) in str(caught.value)
@@ -325,7 +335,7 @@ async def test_a_channel_that_breaks_the_protocol_says_so_with_the_server(short_
 async def test_a_channel_that_is_refused_says_so(short_tmp: Path) -> None:
     async with (
         server(short_tmp, good_main, refuses_with) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         with pytest.raises(LoginError):
             await session.open_channel(PORT0)
@@ -343,7 +353,7 @@ async def test_giving_up_on_a_session_leaves_nothing_open(short_tmp: Path, scrip
         await script(stream)
 
     async def begin() -> None:
-        async with open_session(address):
+        async with open_session(Target(address)):
             pytest.fail("it has begun")
 
     async with server(short_tmp, noted) as address, anyio.create_task_group() as tasks:
@@ -366,7 +376,7 @@ async def test_giving_up_on_a_channel_whose_link_is_not_answered_leaves_nothing_
 
     async with (
         server(short_tmp, good_main, noted) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(session.open_channel, PORT0)

@@ -20,6 +20,7 @@ from spicebridge.protocol.events import Ping, Pong, PortInit
 from spicebridge.protocol.messages import encode_ping
 from spicebridge.server.endpoint import Offer
 from spicebridge.transport.address import Address, UnixAddress
+from spicebridge.transport.target import Target
 from tests.server.serving import deaf, echo, port, read_until, serving, somewhere
 from tests.transport.pairs import settled, until
 
@@ -40,7 +41,7 @@ BOTH_KINDS = pytest.mark.parametrize("kind", ["unix", "tcp"])
 async def test_channels_are_listed_by_type_and_id(short_tmp: Path, kind: str) -> None:
     async with (
         serving(somewhere(kind, short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         assert session.channels == (USBREDIR, PORT0, PORT1, USER)
         assert [each.name for each in session.channels] == [
@@ -61,7 +62,7 @@ async def test_a_channel_carries_bytes_both_ways(
     data = bytes(range(256)) * 2000
     async with (
         serving(somewhere(kind, short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
         await session.open_channel(info) as channel,
         anyio.create_task_group() as tasks,
     ):
@@ -72,7 +73,7 @@ async def test_a_channel_carries_bytes_both_ways(
 async def test_a_port_has_its_name_once_it_is_open(short_tmp: Path) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         async with await session.open_channel(PORT1) as channel:
             assert channel.port == PortInit("org.second.0", opened=False)
@@ -88,7 +89,7 @@ async def test_data_right_behind_the_link_is_not_lost(short_tmp: Path) -> None:
     offers = [Offer(10, 0, port("hmp", banner)), Offer(9, 0, banner)]
     async with (
         serving(somewhere("unix", short_tmp), offers) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         for info in session.channels:
             async with await session.open_channel(info) as channel:
@@ -105,7 +106,7 @@ async def test_ports_tell_their_names_and_are_asked_once(short_tmp: Path) -> Non
     offers = [Offer(10, 0, port("a", counted)), Offer(11, 0, port("b", counted)), OFFERS[3]]
     async with (
         serving(somewhere("unix", short_tmp), offers) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         for _ in range(2):
             assert [each async for each in session.ports()] == [
@@ -121,8 +122,8 @@ async def test_the_name_of_a_port_in_use_is_not_known(
     monkeypatch.setattr("spicebridge.client.session.BUSY_TIMEOUT", 0.1)
     async with (
         serving(somewhere("unix", short_tmp), OFFERS[2:3]) as address,
-        open_session(address) as holder,
-        open_session(address) as session,
+        open_session(Target(address)) as holder,
+        open_session(Target(address)) as session,
         await holder.open_channel(PORT0),
     ):
         assert [each async for each in session.ports()] == [PortInfo(PORT0, None)]
@@ -132,8 +133,8 @@ async def test_a_busy_channel_is_tried_until_it_is_free(short_tmp: Path) -> None
     got = anyio.Event()
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as holder,
-        open_session(address) as session,
+        open_session(Target(address)) as holder,
+        open_session(Target(address)) as session,
     ):
         held = await holder.open_channel(PORT0)
 
@@ -156,7 +157,7 @@ async def test_a_channel_that_stays_busy_is_reported(
     monkeypatch.setattr("spicebridge.client.session.BUSY_TIMEOUT", 0.1)
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
         await session.open_channel(PORT0),
     ):
         with pytest.raises(ChannelBusyError, match=r"port:0 at unix:.* is in use by another"):
@@ -166,7 +167,7 @@ async def test_a_channel_that_stays_busy_is_reported(
 async def test_a_channel_that_is_not_offered_is_not_even_tried(short_tmp: Path) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         with pytest.raises(ChannelNotFoundError) as caught:
             await session.open_channel(ChannelInfo(200, 0))
@@ -177,7 +178,7 @@ async def test_a_channel_that_is_not_offered_is_not_even_tried(short_tmp: Path) 
 async def test_the_password_opens_the_session_and_its_channels(short_tmp: Path) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS, "secret") as address,
-        open_session(address, "secret") as session,
+        open_session(Target(address, password="secret")) as session,
         await session.open_channel(PORT0) as channel,
     ):
         await channel.send(b"x")
@@ -188,7 +189,7 @@ async def test_the_password_opens_the_session_and_its_channels(short_tmp: Path) 
 async def test_a_wrong_password_is_told_with_the_address(short_tmp: Path, password: str) -> None:
     async with serving(somewhere("unix", short_tmp), OFFERS, "secret") as address:
         with pytest.raises(LoginError) as caught:
-            async with open_session(address, password):
+            async with open_session(Target(address, password=password)):
                 pytest.fail("it came in")
     assert str(caught.value).startswith(f"{address}: ")
     assert "permission denied" in str(caught.value)
@@ -196,7 +197,7 @@ async def test_a_wrong_password_is_told_with_the_address(short_tmp: Path, passwo
 
 async def test_nobody_there_is_told_with_the_address(short_tmp: Path) -> None:
     with pytest.raises(ConnectError, match=r"connecting to unix:.*/spice: No such file"):
-        async with open_session(UnixAddress(str(short_tmp / "spice"))):
+        async with open_session(Target(UnixAddress(str(short_tmp / "spice")))):
             pytest.fail("there is no server")
 
 
@@ -218,7 +219,7 @@ async def test_pings_of_main_are_answered_while_a_channel_is_stuck(
     monkeypatch.setattr("spicebridge.server.session.encode_ping", counted)
     async with (
         serving(somewhere("unix", short_tmp), [Offer(10, 0, port("x", deaf))]) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         channel = await session.open_channel(PORT0)
         async with anyio.create_task_group() as tasks:
@@ -232,8 +233,8 @@ async def test_pings_of_main_are_answered_while_a_channel_is_stuck(
 async def test_several_sessions_live_side_by_side(short_tmp: Path) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as one,
-        open_session(address) as two,
+        open_session(Target(address)) as one,
+        open_session(Target(address)) as two,
         await one.open_channel(PORT0) as first,
         await two.open_channel(PORT1) as other,
     ):
@@ -260,7 +261,7 @@ async def test_a_session_that_the_server_ends_is_lost(short_tmp: Path, kind: str
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve)
         await until(lambda: where)
-        async with open_session(where[0]) as session:
+        async with open_session(Target(where[0])) as session:
             channel = await session.open_channel(PORT0)
             stop.cancel()
             await session.lost.wait()
@@ -275,16 +276,16 @@ async def test_leaving_the_block_ends_the_session_and_its_channels(
 ) -> None:
     monkeypatch.setattr("spicebridge.server.session.SESSION_GRACE", 0.05)
     async with serving(somewhere("unix", short_tmp), OFFERS) as address:
-        async with open_session(address) as session:
+        async with open_session(Target(address)) as session:
             channel = await session.open_channel(PORT0)
         assert await channel.receive() is None
         await channel.aclose()
-        async with open_session(address) as session:
+        async with open_session(Target(address)) as session:
             (await session.open_channel(PORT0)).abort()
 
 
 async def test_an_error_of_ours_inside_the_block_comes_out_as_it_is(short_tmp: Path) -> None:
     async with serving(somewhere("unix", short_tmp), OFFERS) as address:
         with pytest.raises(ChannelNotFoundError, match="mine"):
-            async with open_session(address):
+            async with open_session(Target(address)):
                 raise ChannelNotFoundError("mine")

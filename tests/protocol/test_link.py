@@ -154,7 +154,7 @@ def test_a_server_without_auth_selection_gets_the_ticket_and_no_mechanism() -> N
 
 def test_a_server_with_only_sasl_is_told_as_such() -> None:
     exchange = client()
-    with pytest.raises(LoginError, match="only SASL"):
+    with pytest.raises(LoginError, match="no login with a ticket, only with SASL"):
         exchange.receive_data(
             reply(
                 common=frozenset({CommonCap.PROTOCOL_AUTH_SELECTION, CommonCap.AUTH_SASL}),

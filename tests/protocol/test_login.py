@@ -20,6 +20,7 @@ from spicebridge.protocol.constants import (
 )
 from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.login import ClientTicket, ServerTicket, _oaep, choose_login
+from spicebridge.protocol.sasl import ClientSasl
 from tests.protocol.wire import KEY, PUBKEY
 
 _DER: Final = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
@@ -27,7 +28,7 @@ _DER: Final = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
 
 def ticket(password: str) -> bytes:
     """What a client with this password sends."""
-    return Exchange(ClientTicket(password).steps(PUBKEY)).data_to_send()
+    return Exchange(ClientTicket(password).steps(PUBKEY, 0)).data_to_send()
 
 
 def admitted(expected: str | None, encrypted: bytes) -> bool:
@@ -50,6 +51,20 @@ def test_a_ticket_is_the_password_and_a_nul_under_rsa_oaep() -> None:
     encrypted = ticket("secret")
     assert len(encrypted) == TICKET_BYTES == 128
     assert KEY.decrypt(encrypted, _oaep()) == b"secret\0"
+
+
+def test_a_ticket_takes_no_time_and_is_told_as_what_it_is() -> None:
+    login = ClientTicket("secret")
+    exchange = Exchange(login.steps(PUBKEY, 0))
+    assert (exchange.result.name, exchange.result.layer) == ("ticket", None)
+    assert not login.blocking
+
+
+def test_a_server_that_closes_the_connection_says_nothing_of_a_ticket() -> None:
+    """A wrong one is told by the link result."""
+    login = ClientTicket("secret")
+    assert not Exchange(login.steps(PUBKEY, 0)).needed
+    assert login.hung_up() is None
 
 
 def test_what_follows_the_nul_of_a_ticket_means_nothing() -> None:
@@ -110,7 +125,7 @@ def test_a_key_that_is_no_rsa_1024_is_refused_at_its_place(
     pubkey: bytes, expected: str, got: str
 ) -> None:
     with pytest.raises(ProtocolError) as caught:
-        Exchange(ClientTicket("x").steps(pubkey))
+        Exchange(ClientTicket("x").steps(pubkey, 0))
     error = caught.value
     assert (error.message, error.offset) == ("SpiceLinkReply", 20)
     assert error.expected == expected
@@ -121,7 +136,7 @@ def test_a_key_that_cannot_encrypt_is_refused_at_its_place() -> None:
     """It has 1024 bits, but an even modulus."""
     even = PUBKEY[:156] + bytes((PUBKEY[156] ^ 1,)) + PUBKEY[157:]
     with pytest.raises(ProtocolError) as caught:
-        Exchange(ClientTicket("x").steps(even))
+        Exchange(ClientTicket("x").steps(even, 0))
     assert (caught.value.message, caught.value.offset) == ("SpiceLinkReply", 20)
 
 
@@ -133,7 +148,7 @@ def test_a_damaged_key_is_refused_or_encrypts_but_nothing_else(
     for place, value in changes:
         damaged[place] = value
     try:
-        said = Exchange(ClientTicket("x").steps(bytes(damaged))).data_to_send()
+        said = Exchange(ClientTicket("x").steps(bytes(damaged), 0)).data_to_send()
     except ProtocolError:
         return
     assert len(said) == TICKET_BYTES
@@ -146,7 +161,10 @@ def test_the_first_login_that_the_server_offers_is_chosen() -> None:
 
 @pytest.mark.parametrize(
     ("offered", "named"),
-    [({CommonCap.AUTH_SASL}, "only SASL"), (set(), "only none at all")],
+    [
+        ({CommonCap.AUTH_SASL}, "no login with a ticket, only with SASL; allow logins"),
+        (set(), "only with nothing that we know"),
+    ],
     ids=["SASL only", "nothing"],
 )
 def test_a_server_without_our_login_is_told_with_what_it_offers(
@@ -154,6 +172,12 @@ def test_a_server_without_our_login_is_told_with_what_it_offers(
 ) -> None:
     with pytest.raises(LoginError, match=named):
         choose_login([ClientTicket()], offered)
+
+
+def test_who_insists_on_sasl_is_told_that_a_ticket_is_taken() -> None:
+    sasl = ClientSasl("me", "secret", mechanism="PLAIN", confidential=True, host="h")
+    with pytest.raises(LoginError, match="no login with SASL, only with a ticket; leave out --sa"):
+        choose_login([sasl], {CommonCap.AUTH_SPICE})
 
 
 def test_the_mechanism_of_tickets_is_that_of_auth_spice() -> None:

@@ -17,8 +17,8 @@ from spicebridge.protocol.events import PortInit
 from spicebridge.protocol.messages import encode_port_init
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
-from spicebridge.transport.connect import time_limit
 from spicebridge.transport.listen import listen
+from spicebridge.transport.steps import step
 from tests.conftest import PATIENCE
 from tests.protocol.wire import KEY
 
@@ -33,8 +33,8 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.1) -> None:
     """Who says nothing is given up at once."""
-    monkeypatch.setattr("spicebridge.transport.connect.CONNECT_TIMEOUT", seconds)
-    function = inspect.unwrap(time_limit)
+    monkeypatch.setattr("spicebridge.transport.steps.CONNECT_TIMEOUT", seconds)
+    function = inspect.unwrap(step)
     if getattr(function, "__defaults__", None):
         monkeypatch.setattr(function, "__defaults__", (seconds,))
 

@@ -22,12 +22,13 @@ from spicebridge.errors import (
 from spicebridge.protocol.constants import ChannelType, MsgC
 from spicebridge.protocol.events import ChannelsList, MainInit, Ping
 from spicebridge.protocol.link import LinkRequest
-from spicebridge.protocol.login import ClientTicket
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.address import Address
 from spicebridge.transport.connect import connect
+from spicebridge.transport.dial import Dialer
 from spicebridge.transport.listen import listen
 from spicebridge.transport.stream import Stream
+from spicebridge.transport.target import Target
 from tests.protocol.test_link import LINK_MESS
 from tests.protocol.wire import message
 from tests.server.serving import echo, make_quick, port, serving, somewhere
@@ -39,7 +40,8 @@ PORT0 = ChannelInfo(10, 0)
 
 async def linked(address: Address, request: LinkRequest, password: str = "") -> Channel:
     """Links a channel by hand."""
-    return await link(address, request, [ClientTicket(password)], anyio.CancelScope())
+    dialer = Dialer(Target(address, password=password))
+    return await link(dialer, request, anyio.CancelScope())
 
 
 async def main(address: Address) -> Channel:
@@ -49,7 +51,10 @@ async def main(address: Address) -> Channel:
 
 async def still_serves(address: Address) -> None:
     """A session from beginning to end."""
-    async with open_session(address) as session, await session.open_channel(PORT0) as channel:
+    async with (
+        open_session(Target(address)) as session,
+        await session.open_channel(PORT0) as channel,
+    ):
         await channel.send(b"alive")
         assert await channel.read() == b"alive"
 
@@ -76,7 +81,7 @@ async def test_a_session_id_is_not_guessed_from_another(short_tmp: Path) -> None
     async with serving(somewhere("unix", short_tmp), OFFERS) as address:
         ids = set()
         for _ in range(5):
-            async with open_session(address) as session:
+            async with open_session(Target(address)) as session:
                 ids.add(session._id)
     assert len(ids) == 5
 
@@ -91,7 +96,7 @@ async def test_a_channel_of_no_session_is_refused(short_tmp: Path, connection_id
 
 async def test_a_session_that_has_ended_has_no_channels_any_more(short_tmp: Path) -> None:
     async with serving(somewhere("unix", short_tmp), OFFERS) as address:
-        async with open_session(address) as session:
+        async with open_session(Target(address)) as session:
             pass
         with pytest.raises(LinkRefusedError, match=r"8 \(bad connection id\)"):
             await linked(address, LinkRequest(session._id, ChannelType.PORT, 0))
@@ -100,7 +105,7 @@ async def test_a_session_that_has_ended_has_no_channels_any_more(short_tmp: Path
 async def test_a_main_channel_of_a_session_that_exists_is_refused(short_tmp: Path) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         with pytest.raises(LinkRefusedError, match="bad connection id"):
             await linked(address, LinkRequest(session._id, ChannelType.MAIN, 0))
@@ -112,7 +117,7 @@ async def test_what_is_not_offered_is_refused_in_the_reply(
 ) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         with pytest.raises(ChannelNotFoundError, match="channel not available"):
             await linked(address, LinkRequest(session._id, kind, number))
@@ -121,7 +126,7 @@ async def test_what_is_not_offered_is_refused_in_the_reply(
 async def test_a_channel_has_one_client_and_is_free_when_it_has_gone(short_tmp: Path) -> None:
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         request = LinkRequest(session._id, ChannelType.PORT, 0)
         async with await linked(address, request):
@@ -148,7 +153,7 @@ async def test_a_guest_that_leaves_ends_the_channel_and_not_the_session(short_tm
 
     async with (
         serving(somewhere("unix", short_tmp), [Offer(10, 0, port("x", banner))]) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         for _ in range(2):
             async with await session.open_channel(PORT0) as channel:
@@ -170,7 +175,7 @@ async def test_the_end_of_a_session_ends_its_channels(
             ended.append(channel.name)
 
     async with serving(somewhere("unix", short_tmp), [Offer(10, 0, port("x", guest))]) as address:
-        async with open_session(address) as session:
+        async with open_session(Target(address)) as session:
             channel = await session.open_channel(PORT0)
         await until(lambda: ended)
         assert await channel.receive() is None
@@ -194,7 +199,7 @@ async def test_what_a_client_sent_before_its_session_ended_still_arrives(short_t
     offers = [Offer(10, 0, port("x", late))]
     async with (
         serving(somewhere("unix", short_tmp), offers) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
         await session.open_channel(PORT0) as channel,
     ):
         await channel.send(bytes(100_000))
@@ -212,7 +217,7 @@ async def test_idle_waits_until_no_channel_is_linked(short_tmp: Path) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(endpoint.serve, listener)
             await endpoint.idle()
-            async with open_session(listener.address) as session:
+            async with open_session(Target(listener.address)) as session:
                 channel = await session.open_channel(PORT0)
                 with anyio.move_on_after(0.01) as waiting:
                     await endpoint.idle()
@@ -228,7 +233,7 @@ async def test_what_a_client_says_on_main_that_means_nothing_is_ignored(short_tm
         await main(address) as channel,
     ):
         await channel.receive()
-        await channel._stream.write_all([memoryview(message(101, bytes(100)))])
+        await channel._wire.write_all([memoryview(message(101, bytes(100)))])
         await channel.send_message(MsgC.MAIN_ATTACH_CHANNELS)
         items = list(await channel.receive() or [])
         while not any(isinstance(item, ChannelsList) for item in items):
@@ -241,7 +246,7 @@ async def test_a_client_that_goes_while_it_is_let_in_leaves_its_channel_free(
     """The channel was its own already when the result could not be sent any more."""
     async with (
         serving(somewhere("unix", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         write_all = Stream.write_all
 
@@ -273,7 +278,7 @@ async def test_a_client_that_does_not_answer_pings_is_disconnected(
     monkeypatch.setattr("spicebridge.server.session.PONG_TIMEOUT", 0.05)
     async with serving(somewhere("unix", short_tmp), OFFERS) as address:
         silent = await main(address)
-        await read_to_end(silent._stream)
+        await read_to_end(silent._wire)
         silent.abort()
         await still_serves(address)
     assert "does not answer pings: disconnected" in caplog.text
@@ -330,14 +335,15 @@ async def test_a_client_that_breaks_the_protocol_harms_only_itself(
 ) -> None:
     async with (
         serving(somewhere("tcp", short_tmp), OFFERS) as address,
-        open_session(address) as session,
+        open_session(Target(address)) as session,
     ):
         if where == "main":
             broken = await main(address)
             await broken.receive()
         else:
             broken = await linked(address, LinkRequest(session._id, ChannelType.PORT, 0))
-        stream = broken._stream
+        stream = broken._wire
+        assert isinstance(stream, Stream)
         said = {
             "garbage": message(0xBEEF),
             "half a message": message(ChannelType.MAIN, bytes(4))[:-1],
@@ -369,7 +375,7 @@ async def test_a_guest_that_fails_is_logged_and_the_endpoint_goes_on(
     offers = [*OFFERS, Offer(128, 0, port("x", fail))]
     async with serving(somewhere("unix", short_tmp), offers) as address:
         async with (
-            open_session(address) as session,
+            open_session(Target(address)) as session,
             await session.open_channel(ChannelInfo(128, 0)) as channel,
         ):
             assert await channel.read() == b""

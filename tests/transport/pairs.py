@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from spicebridge.transport.stream import Stream
+from spicebridge.transport.wire import Wire
 from tests.conftest import PATIENCE
 
 
@@ -42,7 +43,7 @@ def _tcp_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def read_exactly(stream: Stream, count: int) -> bytes:
+async def read_exactly(stream: Wire, count: int) -> bytes:
     """Reads until `count` bytes have come, or the stream has ended."""
     received = bytearray()
     while len(received) < count:
@@ -54,7 +55,7 @@ async def read_exactly(stream: Stream, count: int) -> bytes:
     return bytes(received)
 
 
-async def read_to_end(stream: Stream) -> bytes:
+async def read_to_end(stream: Wire) -> bytes:
     """Reads until the stream has ended."""
     return await read_exactly(stream, 1 << 40)
 

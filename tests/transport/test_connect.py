@@ -15,7 +15,8 @@ import pytest
 
 from spicebridge.errors import ConnectError
 from spicebridge.transport.address import TcpAddress, UnixAddress
-from spicebridge.transport.connect import _alternating, connect, time_limit
+from spicebridge.transport.connect import _alternating, connect
+from spicebridge.transport.steps import step
 from tests.conftest import PATIENCE
 from tests.transport.pairs import read_exactly, settled
 
@@ -143,16 +144,16 @@ async def test_a_name_that_does_not_resolve_says_so(host: str) -> None:
 
 async def test_a_step_without_an_answer_ends_with_its_name() -> None:
     with pytest.raises(ConnectError) as caught:
-        async with time_limit("waiting for Godot", 0.01):
+        async with step("waiting for Godot", 0.01):
             await anyio.sleep_forever()
     assert caught.value.problem == "waiting for Godot: no answer within 0.01 seconds"
 
 
 async def test_a_step_that_ends_in_time_is_not_touched() -> None:
-    async with time_limit("this", 60):
+    async with step("this", 60):
         await anyio.lowlevel.checkpoint()
     with pytest.raises(KeyError):
-        async with time_limit("this", 60):
+        async with step("this", 60):
             raise KeyError
 
 
