@@ -10,9 +10,9 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import bulk, webdav
+from tests.benchmarks import bulk, tls, webdav
 
-_ALL = {"bulk": bulk.measure, "webdav": webdav.measure}
+_ALL = {"bulk": bulk.measure, "tls": tls.measure, "webdav": webdav.measure}
 _ROW = "{:<24} {:>11} {:>18} {:>8}  {}"
 
 

@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.benchmarks.figure import Figure
@@ -54,9 +55,9 @@ def ours(folder: Path) -> float:
                 bridge.terminate()
 
 
-def socat(folder: Path) -> float:
-    """The same bytes from a plain TCP sender, relayed by socat with its best buffer size."""
-    path = folder / "socat"
+@contextmanager
+def sender() -> Iterator[int]:
+    """Sends SIZE bytes to whoever connects to a port."""
     port = free_port()
     block = os.urandom(1 << 18)
     with socket.create_server(("127.0.0.1", port)) as server:
@@ -66,16 +67,27 @@ def socat(folder: Path) -> float:
                 for _ in range(SIZE // len(block)):
                     sock.sendall(block)
 
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
-        command = ["socat", "-b", "262144", f"UNIX-LISTEN:{path}", f"TCP:127.0.0.1:{port}"]
-        with subprocess.Popen(command) as relay:
-            try:
-                wait_until(path.exists, what="socat has no socket")
-                return drain(path)
-            finally:
-                relay.terminate()
-                path.unlink(missing_ok=True)
+        threading.Thread(target=send, daemon=True).start()
+        yield port
+
+
+def through_socat(folder: Path, source: str) -> float:
+    """What socat relays from an address of its own kind, with its best buffer size."""
+    path = folder / "socat"
+    command = ["socat", "-b", "262144", f"UNIX-LISTEN:{path}", source]
+    with subprocess.Popen(command) as relay:
+        try:
+            wait_until(path.exists, what="socat has no socket")
+            return drain(path)
+        finally:
+            relay.terminate()
+            path.unlink(missing_ok=True)
+
+
+def socat(folder: Path) -> float:
+    """The same bytes from a plain TCP sender, relayed by socat."""
+    with sender() as port:
+        return through_socat(folder, f"TCP:127.0.0.1:{port}")
 
 
 def measure() -> list[Figure]:
