@@ -495,6 +495,8 @@ def test_a_certificate_that_cannot_be_served(
     serve_refused("--tls-cert", cert, "--tls-key", str(other.key), says=(cert, str(other.key)))
     serve_refused("--tls-cert", key, "--tls-key", key, says=(key, "no certificate"))
     serve_refused("--tls-cert", os.devnull, says=(os.devnull, "no certificate"))
+    says = ("not go with a Unix socket",)
+    serve_refused("--tls-cert", cert, "--tls-key", key, says=says, listen="unix:/nonexistent/s")
     serve_refused("--tls-key", key, says=("--tls-key", "without a certificate", "--tls-cert FILE"))
 
 
