@@ -57,7 +57,7 @@ async def start_tls(
         raise TlsError(
             f"TLS with {place}: {error.verify_message.rstrip('.')}", _hint(error.verify_code)
         ) from error
-    except (ssl.SSLEOFError, ConnectionError) as error:
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
         inner.close()
         raise TlsError(
             f"TLS with {place}: the server closed the connection", "is that its TLS port?"

@@ -300,15 +300,16 @@ def test_tls_goes_through_a_proxy_end_to_end(
     kind: str,
     login: Login | None,
 ) -> None:
-    """The name is left to the proxy. It knows no certificate, so nobody but QEMU has answered."""
+    """A name is left to the proxy. It knows no certificate, so nobody but QEMU has answered."""
     proxy: Tinyproxy | Microsocks
     if kind == "tinyproxy":
         proxy = peers.enter_context(Tinyproxy(short_tmp, login=login))
         uri = via("http", proxy.port, login)
+        server = f"localhost:{qemu.tls_port}"
     else:
         proxy = peers.enter_context(Microsocks(login=login))
         uri = via("socks5", proxy.port, login)
-    server = f"localhost:{qemu.tls_port}"
+        server = f"127.0.0.1:{qemu.tls_port}"  # it would try but the first address of localhost
     # a login stands in the variable, as in the command line others would see it
     options, env = ((), {"SPICE_PROXY": uri}) if login else (("--proxy", uri), {})
     way = Way(f"spice+tls://{server}", (*trusting(certificate), *options), env)
