@@ -75,15 +75,20 @@ if __name__ != "__main__":  # a script has no package to import from
         send: Path,
         expect: int,
         out: Path,
+        window: int = 0,
         password_file: Path | None = None,
         properties: Mapping[str, str] | None = None,
     ) -> GlibClient:
         """Start to send a file to a port, while `expect` bytes from it go into another file.
 
+        An echo needs a `window`: no more than that many bytes are under way without an answer. The
+        library's channel does not read while its socket takes nothing, and so they would wait for
+        each other once all buffers are full, which those of a Unix socket soon are.
+
         Wait for `received=expect` to see the end of it, for `opened=…` to see the guest's side
         change. A webdav channel is no port here: the library takes its frames apart.
         """
-        options = ["--port", port, "--expect-bytes", str(expect)]
+        options = ["--port", port, "--expect-bytes", str(expect), "--window", str(window)]
         return GlibClient(
             uri,
             "exchange",
@@ -122,6 +127,7 @@ def _main() -> None:
     exchanging.add_argument("--port", required=True)
     exchanging.add_argument("--send-file", type=Path, required=True)
     exchanging.add_argument("--expect-bytes", type=int, required=True)
+    exchanging.add_argument("--window", type=int, required=True)
     exchanging.add_argument("--out-file", type=Path, required=True)
     sharing = commands.add_parser("share")
     sharing.add_argument("folder", type=Path)
@@ -270,6 +276,7 @@ class _Exchanger(_OnePort):
         self._data = options.send_file.read_bytes()
         self._out = options.out_file.open("wb")
         self._sending = False
+        self._waiting = False
         self._message = b""
         self._sent = self._received = 0
         library = ctypes.CDLL("libspice-client-glib-2.0.so.8")
@@ -290,6 +297,10 @@ class _Exchanger(_OnePort):
             self._send()
 
     def _send(self) -> None:
+        window = self._options.window
+        self._waiting = bool(window) and self._sent - self._received >= window
+        if self._waiting:
+            return
         self._message = self._data[self._sent : self._sent + _MESSAGE_SIZE]
         if not self._message:
             self._say_when_all_is_done()
@@ -308,6 +319,8 @@ class _Exchanger(_OnePort):
             return
         self._out.write(ctypes.string_at(data, size))
         self._received += size
+        if self._waiting:
+            self._send()
         self._say_when_all_is_done()
 
     def _say_when_all_is_done(self) -> None:

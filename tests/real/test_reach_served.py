@@ -30,6 +30,8 @@ pytestmark = pytest.mark.real_peer
 
 PORT = "com.example.echo"
 PASSWORD = "open, sesame"
+WINDOW = 128 * 1024
+"""Bytes that a Unix socket takes, whoever reads it or not (net.core.wmem_default is 208 KiB)."""
 
 
 @pytest.fixture
@@ -63,7 +65,8 @@ def moved_by_glib(folder: Path, uri: str, **login: Any) -> None:
     data = os.urandom(SIZE)
     source, out = folder / "in", folder / "out"
     source.write_bytes(data)
-    with glib_client.exchange(uri, PORT, send=source, expect=SIZE, out=out, **login) as client:
+    options = {"send": source, "expect": SIZE, "out": out, "window": WINDOW, **login}
+    with glib_client.exchange(uri, PORT, **options) as client:
         client.wait_message(received=SIZE, timeout=PATIENCE)
         assert sha256(out.read_bytes()) == sha256(data)
 
