@@ -89,8 +89,12 @@ class DemuxBridge:
                 return
             first = False
             self.status.state = "waiting"
-            with anyio.move_on_after(_PAUSE):
-                await self._stop.wait()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Leaves the channel alone for a moment; `stop` ends it at once."""
+        with anyio.move_on_after(_PAUSE):
+            await self._stop.wait()
 
     async def _serve_link(
         self, session: Session, channel: ChannelInfo, tasks: TaskGroup, opener: Opener

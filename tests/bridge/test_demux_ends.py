@@ -13,6 +13,7 @@ from spicebridge import ChannelBusyError, PortInit, SessionLostError
 from spicebridge import channel as channel_module
 from spicebridge.bridge import demux as demux_module
 from spicebridge.bridge import streams as streams_module
+from spicebridge.bridge.demux import DemuxBridge
 from spicebridge.protocol.constants import Msg, PortEventType
 from spicebridge.protocol.messages import encode_port_init
 from tests.bridge.mux_tools import demux, echo, flood, receive_some, stage
@@ -230,7 +231,14 @@ async def test_slow_applications_of_a_closed_channel_get_all_while_it_is_linked_
 async def test_a_channel_that_another_client_takes_meanwhile_is_waited_for(
     short_tmp: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demux_module, "_PAUSE", 0.2)
+    taken = anyio.Event()
+    pause = DemuxBridge._pause
+
+    async def until_taken(bridge: DemuxBridge) -> None:
+        await taken.wait()
+        await pause(bridge)
+
+    monkeypatch.setattr(DemuxBridge, "_pause", until_taken)
     async with stage(short_tmp) as on:
         await on.open(1)
         on.guest.leave()
@@ -238,6 +246,7 @@ async def test_a_channel_that_another_client_takes_meanwhile_is_waited_for(
         wanted = demux(short_tmp / "app", name="other")
         async with bridging(on.address, wanted) as other:
             await log.wait("linked", bridge="other")
+            taken.set()
             await until(
                 lambda: [each for each in log.messages(logging.WARNING) if "in use" in each],
                 "it is told that the channel is busy",
