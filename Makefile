@@ -2,7 +2,8 @@
 # make test      set up everything the tests need, and run them
 # make check     formatting, lint, types and the walls between the rooms
 # make coverage  the tests again, measuring which branches they take
-# make bench     how fast it is here
+# make bench     how fast it is here, beside the best there is: 20 minutes, or ARGS="bulk latency"
+# make bench-quick  whether it is much slower than it was: a minute
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find spicebridge man completions -type f -not -name '*.pyc') pyproject.toml
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check coverage bench packages clean
+.PHONY: demo test check coverage bench bench-quick packages clean
 
 demo: $(VENV)/installed
 	$(BIN)/spicebridge demo $(if $(KEEP),--keep)
@@ -31,7 +32,10 @@ coverage: packages $(VENV)/installed-test
 	$(BIN)/coverage report
 
 bench: packages $(VENV)/installed-test
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-quick: packages $(VENV)/installed-test
+	$(BIN)/python -m tests.benchmarks --quick $(ARGS)
 
 packages:
 	.ci/packages $(shell cat .ci/packages.txt)

@@ -1,98 +1,108 @@
-"""Bulk from a SPICE port to a socket, against socat relaying as many bytes, unframed.
+"""Bulk one way: its speed, and what it costs the bridge in CPU and memory.
 
-Both take them from loopback TCP and end in the same reader. Runs alternate, after one of each that
-does not count.
+What goes through cannot be compressed: libspice-server compresses over TCP, see `compressible`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
-from tests.benchmarks.figure import Figure
-from tests.conftest import EXECUTABLE
-from tests.peers.libspice import SpiceEndpoint
-from tests.peers.processes import free_port, wait_until
+from tests.benchmarks.bridges import RELAYS, Guest, Over, Running, Setup, glib, ours
+from tests.benchmarks.effort import DIRECTIONS, Direction, Effort
+from tests.benchmarks.figure import Figure, Peer, best
+from tests.benchmarks.programs import application, cpu_seconds
+from tests.benchmarks.rounds import rounds
+from tests.peers.libspice import NOISE
+from tests.peers.processes import peak_rss_kib
 
-SIZE = 1 << 30  # bytes a run
-PAIRS = 5
+_CHUNK: Final = 256 * 1024
+"""Bytes that the application writes at once."""
 
 
-def drain(path: Path) -> float:
-    """Connects to a Unix socket, reads SIZE bytes, returns MB/s."""
-    buffer = bytearray(1 << 18)
-    with closing(socket.socket(socket.AF_UNIX)) as sock:
-        sock.connect(str(path))
-        left = SIZE - sock.recv_into(buffer)
-        begun = time.perf_counter()
-        while left > 0:
-            count = sock.recv_into(buffer)
-            if not count:
-                raise SystemExit(f"{left} bytes are missing")
-            left -= count
-        return SIZE / 1e6 / (time.perf_counter() - begun)
+@dataclass(frozen=True)
+class Run:
+    """One run through a bridge.
+
+    Attributes:
+        speed: MB/s.
+        cpu: seconds of the bridge in user mode and in the kernel, for each GiB.
+        peak: most resident memory that the bridge has had since its start, in MiB.
+
+    The costs are 0 for socat, which has ended when they could be asked for.
+    """
+
+    speed: float
+    cpu: float = 0.0
+    peak: float = 0.0
 
 
-def ours(folder: Path) -> float:
-    """libspice-server pours into a port, spicebridge makes it a socket."""
-    path = folder / "ours"
-    with SpiceEndpoint("pour:p", pour=SIZE) as endpoint:
-        spec = f"unixsocket={path},port=p"
-        command = [str(EXECUTABLE), endpoint.uri, "-q", "--custom-channel", spec]
-        with subprocess.Popen(command) as bridge:
-            try:
-                wait_until(path.exists, what="spicebridge has no socket")
-                endpoint.wait_state("p", False)  # its name has been looked up
-                return drain(path)
-            finally:
-                bridge.terminate()
+def speed(
+    setup: Setup, over: Over, direction: Direction, size: int, content: bytes = NOISE
+) -> float:
+    """Moves `size` bytes through a new bridge; in MB/s."""
+    with setup(_guest(direction, size, content), over) as bridge:
+        return _move(bridge, direction, size)
 
 
-@contextmanager
-def sender() -> Iterator[int]:
-    """Sends SIZE bytes to whoever connects to a port."""
-    port = free_port()
-    block = os.urandom(1 << 18)
-    with socket.create_server(("127.0.0.1", port)) as server:
-
-        def send() -> None:
-            with server.accept()[0] as sock:
-                for _ in range(SIZE // len(block)):
-                    sock.sendall(block)
-
-        threading.Thread(target=send, daemon=True).start()
-        yield port
+def measure(effort: Effort) -> Iterator[Figure]:
+    """Ours, P and L, down and up, over each transport."""
+    for direction in DIRECTIONS:
+        for over in effort.transports:
+            yield from _measure(effort, direction, over)
 
 
-def through_socat(folder: Path, source: str) -> float:
-    """What socat relays from an address of its own kind, with its best buffer size."""
-    path = folder / "socat"
-    command = ["socat", "-b", "262144", f"UNIX-LISTEN:{path}", source]
-    with subprocess.Popen(command) as relay:
-        try:
-            wait_until(path.exists, what="socat has no socket")
-            return drain(path)
-        finally:
-            relay.terminate()
-            path.unlink(missing_ok=True)
+def _measure(effort: Effort, direction: Direction, over: Over) -> Iterator[Figure]:
+    size = effort.bulk
+    runs: dict[str, Callable[[], Run]] = {
+        "ours": partial(_run, ours, over, direction, size),
+        "P": partial(_run, glib, over, direction, size),
+    }
+    for name, setup in RELAYS.items():
+        runs[name] = partial(_relayed, setup, over, direction, size)
+    done = rounds(runs, effort.pairs)
+    mine, theirs = done["ours"], done["P"]
+    relays = {name: [each.speed for each in done[name]] for name in RELAYS}
+    yield Figure(
+        f"bulk {direction}, {over}",
+        "MB/s",
+        [each.speed for each in mine],
+        [Peer("P", [each.speed for each in theirs], 1.1), best("L", relays, 0.8)],
+    )
+    yield Figure(
+        f"CPU of bulk {direction}, {over}",
+        "s/GiB",
+        [each.cpu for each in mine],
+        [Peer("P", [each.cpu for each in theirs], 0.9)],
+        less_is_better=True,
+    )
+    yield Figure(
+        f"peak memory of bulk {direction}, {over}",
+        "MiB",
+        [each.peak for each in mine],
+        [Peer("P", [each.peak for each in theirs], 1.5)],
+        less_is_better=True,
+    )
 
 
-def socat(folder: Path) -> float:
-    """The same bytes from a plain TCP sender, relayed by socat."""
-    with sender() as port:
-        return through_socat(folder, f"TCP:127.0.0.1:{port}")
+def _run(setup: Setup, over: Over, direction: Direction, size: int) -> Run:
+    with setup(_guest(direction, size, NOISE), over) as bridge:
+        before = cpu_seconds(bridge.pid)
+        fast = _move(bridge, direction, size)
+        cpu = cpu_seconds(bridge.pid) - before
+        return Run(fast, cpu * 2**30 / size, peak_rss_kib(bridge.pid) / 1024)
 
 
-def measure() -> list[Figure]:
-    """Runs the pairs."""
-    with tempfile.TemporaryDirectory(prefix="sb-") as name:
-        folder = Path(name)
-        pairs = [(ours(folder), socat(folder)) for _ in range(PAIRS + 1)][1:]
-    return [Figure("bulk down, MB/s", "socat relay", pairs)]
+def _relayed(setup: Setup, over: Over, direction: Direction, size: int) -> Run:
+    return Run(speed(setup, over, direction, size))
+
+
+def _guest(direction: Direction, size: int, content: bytes) -> Guest:
+    return Guest("pour" if direction == "down" else "count", size, content=content)
+
+
+def _move(bridge: Running, direction: Direction, size: int) -> float:
+    work = ("take", size) if direction == "down" else ("give", size, _CHUNK)
+    return size / 1e6 / application(bridge.address, *work)["seconds"]

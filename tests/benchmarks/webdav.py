@@ -10,17 +10,20 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from tests.benchmarks.figure import Figure
+from tests.benchmarks.effort import Effort
+from tests.benchmarks.figure import Figure, Peer
 from tests.conftest import EXECUTABLE
 from tests.peers import glib_client
 from tests.peers.guest import Guest
 from tests.peers.webdavd import PORT, URL, Webdavd
 
-BIG = 64 << 20
-SMALL, FILES = 4096, 500
-PAIRS = 4  # each goes first as often as the other
+BIG: Final = 64 << 20
+SMALL: Final = 4096
+FILES: Final = 200
 _TIMEOUT = 300.0
 
 _Times = tuple[float, float]
@@ -28,22 +31,18 @@ _Times = tuple[float, float]
 seconds for all the small ones over one connection."""
 
 
-def measure() -> list[Figure]:
-    """Runs the pairs."""
+def measure(effort: Effort) -> Iterator[Figure]:
+    """Runs the pairs; each goes first as often as the other."""
     with tempfile.TemporaryDirectory(prefix="sb-") as name:
         folder = Path(name) / "folder"
         _fill(folder)
         with Guest(Path(name), PORT) as guest:
-            runs = [_pair(guest, folder, ours_first=bool(turn % 2)) for turn in range(PAIRS)]
-    peer = "spice-client-glib"
-    big = [(ours[0], theirs[0]) for ours, theirs in runs]
-    small = [(ours[1], theirs[1]) for ours, theirs in runs]
-    speed = [(BIG / 1e6 / ours, BIG / 1e6 / theirs) for ours, theirs in big]
-    return [
-        Figure("webdav, 64 MiB, MB/s", peer, speed),
-        Figure("webdav, 64 MiB, s", peer, big, less_is_better=True),
-        Figure(f"webdav, {FILES} files, s", peer, small, less_is_better=True),
-    ]
+            runs = [_pair(guest, folder, ours_first=bool(n % 2)) for n in range(effort.guest_pairs)]
+    big = [(BIG / 1e6 / ours[0], BIG / 1e6 / theirs[0]) for ours, theirs in runs]
+    small = [(FILES / ours[1], FILES / theirs[1]) for ours, theirs in runs]
+    for what, unit, pairs in (("64 MiB", "MB/s", big), (f"{FILES} files", "1/s", small)):
+        mine, theirs = zip(*pairs, strict=True)
+        yield Figure(f"webdav, {what} to a guest", unit, mine, [Peer("P's own sharing", theirs)])
 
 
 def _fill(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""An endpoint on libspice-server: ports whose guests pour, swallow, echo or keep silent.
+"""An endpoint on libspice-server: ports whose guests pour, swallow, echo, count or keep silent.
 
 `spice_endpoint.c` beside this file is the program and says what it can do; it is compiled once
 into the test cache. libspice-server compresses with LZ4 over TCP on its own.
@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cache import cached, command, digest
-from .processes import JsonProcess, Message
+from . import cache
+from .certificates import CertificateFiles
+from .processes import JsonProcess, Message, free_port
 
 _SOURCE = Path(__file__).with_name("spice_endpoint.c")
 _LIBRARIES = ("spice-server", "glib-2.0", "libcrypto")
+_BACKLOG = 1024
 
 NOISE = random.Random(1).randbytes(1_000_003)
 """What a guest pours by default: not compressible, and of a prime size, so that a lost, doubled
@@ -39,8 +41,18 @@ class SpiceEndpoint(JsonProcess):
         unix: the path of the Unix socket to listen on; else a TCP port of 127.0.0.1.
         ticket: the password that clients need; without it there is none.
         closed: the names of ports whose guest's side starts closed.
-        pour: how many bytes a pouring guest sends to each client.
+        pour: how many bytes a pouring guest sends to each client, or a counting one awaits.
         content: what it pours, over and over.
+        message: the most bytes that a guest gives in one DATA message.
+        digest: whether what the guests receive is hashed.
+        streams: how many streams there are in what a `mux` guest sends.
+        frame: the bytes in each of its frames.
+        end_streams: whether it ends them all when everything was sent.
+        tls: the certificate of a port for TLS, beside the plain one.
+
+    Attributes:
+        uri: where it listens.
+        tls_uri: where it listens with TLS.
     """
 
     def __init__(
@@ -51,13 +63,32 @@ class SpiceEndpoint(JsonProcess):
         closed: Sequence[str] = (),
         pour: int = 0,
         content: bytes = NOISE,
+        message: int | None = None,
+        digest: bool = True,
+        streams: int = 0,
+        frame: int = 0,
+        end_streams: bool = False,
+        tls: CertificateFiles | None = None,
     ) -> None:
         argv = [str(_program()), f"--bytes={pour}"]
         argv += [f"--channel={channel}" for channel in channels]
         argv += [f"--closed={name}" for name in closed]
         if ticket is not None:
             argv.append(f"--ticket={ticket}")
-        with _listen(unix) as listener, tempfile.NamedTemporaryFile() as file:
+        if message is not None:
+            argv.append(f"--message={message}")
+        if not digest:
+            argv.append("--no-digest")
+        if streams:
+            argv += [f"--streams={streams}", f"--frame={frame}"]
+        if end_streams:
+            argv.append("--end-streams")
+        if tls is not None:
+            port = free_port()
+            self.tls_uri = f"spice+tls://127.0.0.1:{port}"
+            argv += [f"--tls-port={port}", f"--tls-key={tls.key}"]
+            argv += [f"--tls-cert={tls.cert}", f"--tls-ca={tls.ca}"]
+        with listen(unix) as listener, tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
             fd = listener.fileno()
@@ -103,16 +134,17 @@ class SpiceEndpoint(JsonProcess):
 
 def _program() -> Path:
     def build(folder: Path) -> None:
-        flags = command("pkg-config", "--cflags", "--libs", *_LIBRARIES).split()
-        command("gcc", "-O2", "-Wall", "-o", folder / "spice_endpoint", _SOURCE, *flags)
+        flags = cache.command("pkg-config", "--cflags", "--libs", *_LIBRARIES).split()
+        cache.command("gcc", "-O2", "-Wall", "-o", folder / "spice_endpoint", _SOURCE, *flags)
 
-    return cached(f"endpoint-{digest(_SOURCE.read_bytes())}", build) / "spice_endpoint"
+    return cache.cached(f"endpoint-{cache.digest(_SOURCE.read_bytes())}", build) / "spice_endpoint"
 
 
-def _listen(path: Path | None) -> socket.socket:
+def listen(path: Path | None) -> socket.socket:
+    """A listening socket: a Unix one, or on some TCP port of 127.0.0.1."""
     if path is None:
-        return socket.create_server(("127.0.0.1", 0))
+        return socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
-    listener.listen()
+    listener.listen(_BACKLOG)
     return listener

@@ -1,17 +1,26 @@
 /* A SPICE server with guests made of a few lines each, on libspice-server.
  *
  * usage: spice_endpoint --listen-fd FD [--ticket SECRET] [--content FILE --bytes N]
+ *                       [--tls-port PORT --tls-key FILE --tls-cert FILE --tls-ca FILE]
+ *                       [--message SIZE] [--streams M --frame F [--end-streams]] [--no-digest]
  *                       [--channel KIND:NAME]... [--closed NAME]...
  *
- * The listening socket is inherited, so that nobody else can take its port. NAME is the name of a
- * port; as in QEMU, `org.spice-space.webdav.0` makes a webdav channel and `usbredir` a usbredir
- * channel. KIND says what the guest behind it does:
+ * The listening socket is inherited, so that nobody else can take its port; the one for TLS the
+ * library opens by itself, on 127.0.0.1. NAME is the name of a port; as in QEMU,
+ * `org.spice-space.webdav.0` makes a webdav channel and `usbredir` a usbredir channel. KIND says
+ * what the guest behind it does:
  *
  *   pour          sends N bytes, FILE over and over, as soon as a client has linked; takes all
  *   swallow       takes all, sends nothing
  *   slow-swallow  takes SLOW_SIZE bytes ten times a second (libspice-server asks again so often)
  *   echo          sends back what it gets; takes no more while ECHO_SIZE bytes wait to go back
  *   silent        sends nothing and takes nothing, until the command `take`
+ *   count         takes all, sends one byte for each N
+ *   both          is `pour`; when it has sent N bytes and received N, it sends one more
+ *   mux           sends mux frames, as spice-webdavd does: the streams 1 to M take turns with F
+ *                 bytes of FILE each, N in all, then with --end-streams each ends; takes all
+ *
+ * --message bounds what a guest gives at once, and so the size of a DATA message.
  *
  * A port is open from the start unless it is --closed. Commands, one per line on stdin:
  *
@@ -21,7 +30,8 @@
  *
  * It reports in JSON lines on stdout: {"state": NAME, "connected": BOOL, ...} when a client links
  * or unlinks, {"stats": NAME, ...} when asked, {"event": NAME, "value": N} for a port event from
- * the client. "received", "sha256" (of what was received) and "sent" are of the last client.
+ * the client. "received", "sha256" (of what was received) and "sent" are of the last client; with
+ * --no-digest "sha256" is of nothing, as hashing would be most of the work.
  *
  * libspice-server calls `read` once for each wakeup, so `read` wakes it again while there is more.
  */
@@ -40,9 +50,16 @@
 
 enum { SLOW_SIZE = 16 * 1024, ECHO_SIZE = 256 * 1024 };
 
-enum kind { POUR, SWALLOW, SLOW_SWALLOW, ECHO, SILENT };
+enum kind { POUR, SWALLOW, SLOW_SWALLOW, ECHO, SILENT, COUNT, BOTH, MUX };
 
-static const char *const kinds[] = {"pour", "swallow", "slow-swallow", "echo", "silent", NULL};
+static const char *const kinds[] = {"pour",  "swallow", "slow-swallow", "echo", "silent",
+                                    "count", "both",    "mux",          NULL};
+
+/* What goes before the data of each frame. */
+struct __attribute__((packed)) mux_header {
+    int64_t client_id;
+    uint16_t size;
+};
 
 struct guest {
     SpiceCharDeviceInstance device;
@@ -55,13 +72,17 @@ struct guest {
     EVP_MD_CTX *digest;
     uint8_t queue[ECHO_SIZE]; /* echo: what waits to go back, a ring */
     size_t head, queued;
+    uint64_t frame;  /* mux: which one is being sent, */
+    size_t frame_at; /* and how many bytes of it have gone, those of its header first */
 };
 
-static struct guest *guests[64];
+static struct guest *guests[256];
 static size_t guest_count;
 static char *content;
 static gsize content_size;
-static guint64 pour_size;
+static guint64 pour_size, message_size = G_MAXUINT64;
+static guint64 mux_streams, mux_frame;
+static gboolean mux_ends, no_digest;
 
 /* ---- reports ---- */
 
@@ -89,7 +110,7 @@ static void count_anew_if_ended(struct guest *guest)
     if (!guest->ended)
         return;
     guest->ended = false;
-    guest->received = guest->sent = guest->queued = 0;
+    guest->received = guest->sent = guest->queued = guest->frame = guest->frame_at = 0;
     EVP_DigestInit_ex(guest->digest, EVP_sha256(), NULL);
 }
 
@@ -129,7 +150,11 @@ static int guest_write(SpiceCharDeviceInstance *device, const uint8_t *data, int
     size_t room = guest_room(guest);
     size_t size = MIN((size_t) len, room);
     guest->received += size;
-    EVP_DigestUpdate(guest->digest, data, size);
+    if (!no_digest)
+        EVP_DigestUpdate(guest->digest, data, size);
+    if ((guest->kind == COUNT && guest->received / pour_size > guest->sent) ||
+        (guest->kind == BOTH && guest->received >= pour_size))
+        spice_server_char_device_wakeup(device);
     if (guest->kind == ECHO && size) {
         size_t tail = (guest->head + guest->queued) % ECHO_SIZE;
         size_t first = MIN(size, ECHO_SIZE - tail);
@@ -143,7 +168,7 @@ static int guest_write(SpiceCharDeviceInstance *device, const uint8_t *data, int
 
 static size_t pour(struct guest *guest, uint8_t *data, size_t len)
 {
-    if (guest->sent == pour_size)
+    if (guest->sent >= pour_size)
         return 0;
     size_t at = guest->sent % content_size;
     size_t size = MIN(MIN(len, pour_size - guest->sent), content_size - at);
@@ -160,16 +185,74 @@ static size_t echo(struct guest *guest, uint8_t *data, size_t len)
     return size;
 }
 
+/* One byte for each N that have come. */
+static size_t count(struct guest *guest, uint8_t *data, size_t len)
+{
+    size_t size = MIN(len, guest->received / pour_size - guest->sent);
+    memset(data, 0, size);
+    return size;
+}
+
+static size_t both(struct guest *guest, uint8_t *data, size_t len)
+{
+    if (guest->sent == pour_size && guest->received >= pour_size) {
+        *data = 0;
+        return 1;
+    }
+    return pour(guest, data, len);
+}
+
+static size_t mux(struct guest *guest, uint8_t *data, size_t len)
+{
+    uint64_t full = (pour_size + mux_frame - 1) / mux_frame;
+    uint64_t all = full + (mux_ends ? mux_streams : 0);
+    size_t done = 0;
+
+    while (done < len && guest->frame < all) {
+        bool is_end = guest->frame >= full;
+        struct mux_header header = {
+            .client_id = 1 + (is_end ? guest->frame - full : guest->frame) % mux_streams,
+            .size = is_end ? 0 : MIN(mux_frame, pour_size - guest->frame * mux_frame),
+        };
+        bool in_header = guest->frame_at < sizeof header;
+        size_t at = in_header ? guest->frame_at : guest->frame_at - sizeof header;
+        const char *from = in_header ? (const char *) &header : content;
+        size_t size = MIN(len - done, (in_header ? sizeof header : header.size) - at);
+        memcpy(data + done, from + at, size);
+        done += size;
+        guest->frame_at += size;
+        if (guest->frame_at == sizeof header + header.size) {
+            guest->frame++;
+            guest->frame_at = 0;
+        }
+    }
+    return done;
+}
+
+static size_t give(struct guest *guest, uint8_t *data, size_t len)
+{
+    switch (guest->kind) {
+    case POUR:
+        return pour(guest, data, len);
+    case ECHO:
+        return echo(guest, data, len);
+    case COUNT:
+        return count(guest, data, len);
+    case BOTH:
+        return both(guest, data, len);
+    case MUX:
+        return mux(guest, data, len);
+    default:
+        return 0;
+    }
+}
+
 static int guest_read(SpiceCharDeviceInstance *device, uint8_t *data, int len)
 {
     struct guest *guest = SPICE_CONTAINEROF(device, struct guest, device);
-    size_t size = 0;
 
     count_anew_if_ended(guest);
-    if (guest->kind == POUR)
-        size = pour(guest, data, len);
-    else if (guest->kind == ECHO)
-        size = echo(guest, data, len);
+    size_t size = give(guest, data, MIN((size_t) len, message_size));
     guest->sent += size;
     if (size)
         spice_server_char_device_wakeup(device);
@@ -215,6 +298,11 @@ static void add_guest(SpiceServer *server, char *spec)
         guest->kind++;
     if (!kinds[guest->kind])
         errx(2, "there is no guest of kind %s", spec);
+    if (guest->kind == COUNT && !pour_size)
+        errx(2, "count needs --bytes");
+    if (guest->kind == MUX &&
+        !(mux_streams && mux_frame && mux_frame <= MIN(UINT16_MAX, content_size)))
+        errx(2, "mux needs --streams, --frame, and a --content no smaller than a frame");
     guest->digest = EVP_MD_CTX_new();
     EVP_DigestInit_ex(guest->digest, EVP_sha256(), NULL);
 
@@ -376,13 +464,23 @@ static SpiceCoreInterface core = {
 
 int main(int argc, char **argv)
 {
-    int listen_fd = -1;
+    int listen_fd = -1, tls_port = 0;
     char *ticket = NULL, *content_file = NULL, **channels = NULL, **closed = NULL;
+    char *tls_key = NULL, *tls_cert = NULL, *tls_ca = NULL;
     const GOptionEntry options[] = {
         {"listen-fd", 0, 0, G_OPTION_ARG_INT, &listen_fd},
         {"ticket", 0, 0, G_OPTION_ARG_STRING, &ticket},
         {"content", 0, 0, G_OPTION_ARG_FILENAME, &content_file},
         {"bytes", 0, 0, G_OPTION_ARG_INT64, &pour_size},
+        {"message", 0, 0, G_OPTION_ARG_INT64, &message_size},
+        {"streams", 0, 0, G_OPTION_ARG_INT64, &mux_streams},
+        {"frame", 0, 0, G_OPTION_ARG_INT64, &mux_frame},
+        {"end-streams", 0, 0, G_OPTION_ARG_NONE, &mux_ends},
+        {"no-digest", 0, 0, G_OPTION_ARG_NONE, &no_digest},
+        {"tls-port", 0, 0, G_OPTION_ARG_INT, &tls_port},
+        {"tls-key", 0, 0, G_OPTION_ARG_FILENAME, &tls_key},
+        {"tls-cert", 0, 0, G_OPTION_ARG_FILENAME, &tls_cert},
+        {"tls-ca", 0, 0, G_OPTION_ARG_FILENAME, &tls_ca},
         {"channel", 0, 0, G_OPTION_ARG_STRING_ARRAY, &channels},
         {"closed", 0, 0, G_OPTION_ARG_STRING_ARRAY, &closed},
         {0},
@@ -409,6 +507,10 @@ int main(int argc, char **argv)
     G_GNUC_BEGIN_IGNORE_DEPRECATIONS
     spice_server_set_listen_socket_fd(server, listen_fd);
     G_GNUC_END_IGNORE_DEPRECATIONS
+    spice_server_set_addr(server, "127.0.0.1", 0); /* for TLS: the other one listens already */
+    if (tls_port &&
+        spice_server_set_tls(server, tls_port, tls_ca, tls_cert, tls_key, NULL, NULL, NULL))
+        errx(1, "libspice-server does not take the certificate");
     if (spice_server_init(server, &core))
         errx(1, "libspice-server does not start");
     for (char **spec = channels; spec && *spec; spec++)
