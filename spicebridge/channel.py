@@ -10,9 +10,11 @@ channel has been silent for a moment after the last DATA.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import anyio
 import anyio.lowlevel
@@ -22,7 +24,11 @@ from spicebridge.protocol.constants import Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
 from spicebridge.protocol.events import Event, PortInit
 from spicebridge.protocol.link import Linked
+from spicebridge.transport.splice import SPLICE_MIN, Splice, splice_between
+from spicebridge.transport.stream import Stream
 from spicebridge.transport.wire import Wire
+
+log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that a peer has to end its side once we have ended ours."""
@@ -35,6 +41,11 @@ SETTLE_LIMIT = 2.0
 
 _CONTROL_LIMIT = 64 * 1024
 """Bytes of our answers that may wait for the peer to read them before we stop reading from it."""
+
+_PIECES: Final = 8
+"""Large pieces that are moved before others have their turn, 64 KiB each from libspice-server."""
+
+_NOTHING: Final = memoryview(b"")
 
 
 class ChannelClosedError(SessionLostError):
@@ -62,8 +73,11 @@ class Channel:
             linked.request.channel_type, mini_header=linked.mini_header, server=server
         )
         self._sending = anyio.Lock(fast_acquire=True)
-        self._torn = False  # a DATA of ours was cut off; nothing may follow it
+        self._waiting = 0  # bytes of a DATA that has not begun
+        self._splice: Splice | None = None  # what holds its payload, if it is not in the buffer
+        self._message = _NOTHING  # what has not gone of one that has begun
         self._ended = False
+        self._over = False  # the peer has ended its side
         self._server = server
         self._active = float("-inf")  # when our last DATA went, or the peer last spoke after it
         self._held: list[memoryview | Event] = []
@@ -103,21 +117,101 @@ class Channel:
             held, self._held = self._held, []
             return held
         if len(self._conversation.control) > _CONTROL_LIMIT:
-            await self.flush()
+            await self._answer()
         try:
             while (count := self._read_nowait()) is None:
                 await self._until_readable()
         except OSError as error:
             raise self._broken(error) from error
+        return self._received(count)
+
+    def splice_to(self, sink: Stream) -> Splice | None:
+        """A way around our buffers for large DATA, into a stream; None where there is none."""
+        return splice_between(self._wire, sink)
+
+    async def receive_each(
+        self,
+        take: Callable[[Sequence[memoryview | Event]], bool],
+        splice: Splice | None = None,
+        spliced: Callable[[int], None] = lambda count: None,
+    ) -> bool:
+        """Hands on what the peer sends, as `receive` returns it, until `take` has had enough.
+
+        Args:
+            take: given what each read brings; returns whether it wants more. It must not wait, and
+                may not use anyio: see `Wire.watch`.
+            splice: takes most of large DATA instead, and wants more as long as its sink takes all.
+            spliced: called with the bytes that it has taken.
+
+        Returns:
+            False once the peer has ended the channel.
+
+        Raises:
+            ChannelClosedError, ProtocolError: see `receive`.
+        """
+        conversation = self._conversation
+        enough = large = False
+
+        def read() -> bool | None:
+            nonlocal enough, large
+            # behind large DATA only a header is read, as what follows may be large, too
+            header = splice is not None and large and conversation.between_messages
+            buffer = conversation.header_buffer() if header else conversation.receive_buffer()
+            if (count := self._wire.read_nowait(buffer)) is None:
+                return None
+            items = self._received(count)
+            enough = items is None or not take(items)
+            large = conversation.data_left >= SPLICE_MIN or (count >= SPLICE_MIN and not header)
+            return large
+
+        def pass_by(splice: Splice) -> bool | None:
+            nonlocal enough
+            count = splice.fill(conversation.data_left)
+            if count is None:
+                return None
+            if not count:
+                enough = self._received(0) is None
+                return False
+            conversation.pass_by(count)
+            spliced(count)
+            try:
+                enough = not splice.drain()
+            except OSError:  # who wants no more will find out
+                enough = True
+            return True
+
+        def step() -> bool:
+            for _ in range(_PIECES):
+                more = pass_by(splice) if large and splice and conversation.data_left else read()
+                if enough or conversation.control:
+                    return False
+                if not more:
+                    break
+            return True
+
+        while not (enough or self._over):
+            if self._held or conversation.control:  # `receive` sends that meanwhile
+                items = await self.receive()
+                enough = items is None or not take(items)
+                continue
+            try:
+                await self._wire.watch(step)
+            except OSError as error:
+                raise self._broken(error) from error
+        return not self._over
+
+    def _received(self, count: int) -> Sequence[memoryview | Event] | None:
+        """What `count` bytes in the receive buffer mean; None for the end of the stream."""
         if not count:
+            self._over = True
             if not self._ended:  # once we have gone, the peer may stop where it likes
                 self._conversation.receive_eof()
             return None
         items = self._conversation.receive_data(count)
         if self._active > 0:
-            self._active = anyio.current_time()
-        if self._conversation.control and not self._sending.locked():
-            self._write_control_nowait()
+            self._active = time.monotonic()
+        if self._conversation.control and self._idle and not self._sending.locked():
+            self._write_nowait()
         return items
 
     async def read(self) -> bytes:
@@ -148,15 +242,45 @@ class Channel:
             await self._wire.readable()
             return
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.flush)
+            tasks.start_soon(self._answer)
             await self._wire.readable()
             tasks.cancel_scope.cancel()
+
+    async def _answer(self) -> None:
+        """Sends our answers; a peer that takes none may have sent something before."""
+        try:
+            await self.flush()
+        except ChannelClosedError as error:  # whose DATA has not gone finds out by itself
+            log.debug("%s", error)
 
     # Sending
 
     def payload_buffer(self) -> memoryview:
         """The one buffer for the payload of `send_payload`."""
         return self._conversation.payload_buffer()
+
+    def splice_from(self, source: Stream) -> Splice | None:
+        """A way around our buffers for what a stream sends; None where there is none."""
+        return splice_between(source, self._wire)
+
+    def send_payload_nowait(self, count: int, splice: Splice | None = None) -> bool:
+        """Sends the first `count` bytes of `payload_buffer` as one DATA, as far as it goes at once.
+
+        Args:
+            count: bytes, 1 to `SEND_DATA`.
+            splice: holds them instead of the buffer.
+
+        Returns:
+            Whether all of it went. If not, `flush` sends the rest; until it has, the buffer must
+            be left alone.
+
+        Raises:
+            ChannelClosedError: the peer takes nothing more.
+        """
+        self._refuse_unusable()
+        self._waiting = count
+        self._splice = splice
+        return not self._sending.locked() and self._write_nowait()
 
     async def send_payload(self, count: int) -> None:
         """Sends the first `count` bytes of `payload_buffer` as one DATA.
@@ -166,21 +290,8 @@ class Channel:
         Raises:
             ChannelClosedError: the peer takes nothing more.
         """
-        async with self._sending:
-            control = self._conversation.control
-            try:
-                if control:
-                    await self._write_control()
-                self._refuse_unusable()
-                message = self._conversation.data_message(count)
-                self._torn = True
-                await self._wire.write_all([message])
-                self._torn = False
-                self._active = anyio.current_time()
-                if control:  # what the reading task has added meanwhile
-                    await self._write_control()
-            except OSError as error:
-                raise self._broken(error) from error
+        if not self.send_payload_nowait(count):
+            await self.flush()
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Sends bytes, in as many DATA as it takes; see `send_payload`."""
@@ -202,40 +313,69 @@ class Channel:
         await self.flush()
 
     async def flush(self) -> None:
-        """Sends our answers that still wait, if the peer takes any.
+        """Sends what still waits, if the peer takes any: a DATA, and our answers.
 
         When cancelled, the rest goes before what follows.
+
+        Raises:
+            ChannelClosedError: the peer takes nothing more, and some of a DATA had not gone.
         """
         async with self._sending:
-            await self._write_control()
+            while not self._write_nowait():
+                await self._wire.writable()
 
     def _refuse_unusable(self) -> None:
         if not self.usable:
             raise ChannelClosedError(f"nothing more can be sent on {self.name}")
 
-    async def _write_control(self) -> None:
-        control = self._conversation.control
-        while control:
-            if not self._write_control_nowait():
-                await self._wire.writable()
-
-    def _write_control_nowait(self) -> bool:
-        """Sends what the kernel takes of our answers; returns False if it takes nothing now."""
+    def _write_nowait(self) -> bool:
+        """Sends what the kernel takes of what waits; returns whether that was all."""
         control = self._conversation.control
         try:
-            written = self._wire.write_nowait([control]) if self.usable else len(control)
-        except OSError:  # it has gone, but what it sent before still waits to be read
+            while control or not self._idle:
+                if self._message:
+                    written = self._wire.write_nowait([self._message])
+                    if written is None:
+                        return False
+                    self._message = self._message[written:]
+                    self._active = time.monotonic()
+                elif self._splice is not None and not self._waiting:
+                    if not self._splice.drain():
+                        return False
+                    self._splice = None
+                    self._active = time.monotonic()
+                elif control:
+                    written = len(control) if self._ended else self._wire.write_nowait([control])
+                    if written is None:
+                        return False
+                    del control[:written]
+                else:  # from here on nothing may come between
+                    self._begin()
+        except OSError as error:
+            # it has gone, but what it sent before still waits to be read
             self._ended = True
-            written = len(control)
-        del control[: written or 0]
-        return written is not None
+            control.clear()
+            if not self._idle:
+                raise self._broken(error) from error
+        return True
+
+    def _begin(self) -> None:
+        if self._splice is None:
+            self._message = self._conversation.data_message(self._waiting)
+        else:
+            self._splice.prefix(self._conversation.data_header(self._waiting))
+        self._waiting = 0
 
     # Closing
 
     @property
     def usable(self) -> bool:
-        """Whether more can be sent: our side has not ended, nor was a message of it cut off."""
-        return not (self._torn or self._ended)
+        """Whether more can be sent: our side has not ended, nor does a message of it wait."""
+        return self._idle and not self._ended
+
+    @property
+    def _idle(self) -> bool:
+        return not (self._waiting or self._message or self._splice)
 
     def end(self) -> None:
         """Ends our sending side: the peer reads end of file behind all that was sent."""
@@ -258,7 +398,7 @@ class Channel:
         if self._server or (self.port is not None and not self.port.opened):
             return
         with anyio.move_on_after(SETTLE_LIMIT):
-            while (rest := self._active + SETTLE_TIME - anyio.current_time()) > 0:
+            while (rest := self._active + SETTLE_TIME - time.monotonic()) > 0:
                 await anyio.sleep(rest)
 
     async def aclose(self) -> None:

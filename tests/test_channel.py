@@ -483,7 +483,7 @@ async def test_aborting_closes_at_once() -> None:
 @pytest.mark.parametrize("first", ["abort", "aclose"])
 async def test_closing_again_never_touches_who_has_the_descriptor_now(first: str) -> None:
     with linked() as (channel, peer):
-        number = channel._wire._reader  # type: ignore[attr-defined]
+        number = channel._wire.reader  # type: ignore[attr-defined]
         peer.sock.shutdown(socket.SHUT_WR)
         if first == "abort":
             channel.abort()

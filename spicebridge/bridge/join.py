@@ -1,8 +1,9 @@
 """The data path: one application and one linked channel, while both are there.
 
 Two tasks carry bytes, one each way. Each reads only when it has written what it read before, so a
-slow side slows the other one and memory does not depend on how much flows. Neither ever runs for
-long without letting the others run, or the main channel's PONG would be late.
+slow side slows the other one and memory does not depend on how much flows. Where all that was read
+can be written at once, which is the rule, the tasks sleep: `_take` and `_give` are called by the
+loop itself, read by read, and others have their turn in between.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, TypeGuard
 
 import anyio
 import anyio.lowlevel
@@ -19,19 +20,22 @@ import anyio.lowlevel
 from spicebridge.channel import CLOSE_TIMEOUT, Channel, ChannelClosedError
 from spicebridge.endpoints.base import Application
 from spicebridge.errors import SpicebridgeError, one_error
-from spicebridge.protocol.constants import PortEventType
+from spicebridge.protocol.constants import SEND_DATA, PortEventType
 from spicebridge.protocol.events import Event, PortEvent, PortInit
+from spicebridge.transport.splice import Splice
 
 log = logging.getLogger(__name__)
-
-_YIELD_EVERY: Final = 8
-"""Reads after which a task lets the others run: 2 MiB at most, about a millisecond of work."""
 
 _LOOK_EVERY: Final = 0.05
 """Seconds between two looks at whether an application that has ended its sending is still there."""
 
 _LOOK_WAITING: Final = 0.5
 """Seconds between two such looks while the guest has not opened the port."""
+
+_BULK: Final = 64 * 1024
+_BULK_AFTER: Final = 4
+"""Reads of so many bytes, one after another, after which an application is taken to write large
+pieces: many small ones may come in one read, too, and fill a pipe's slots with next to nothing."""
 
 
 @dataclass
@@ -88,8 +92,15 @@ class Join:
         self._changed = anyio.Event()  # of _open or _stopping
         self._stopping = False
         self._deaf = False  # the application takes nothing more
+        self._left: Sequence[memoryview | Event] = ()  # what the application did not take at once
         self._delivering = False
-        self._sending_ended = False  # the application's
+        self._payload = channel.payload_buffer()
+        self._down_splice = channel.splice_to(self._stream)
+        self._up_splice = channel.splice_from(self._stream)
+        self._bulk = 0  # large pieces that the application has sent one after another
+        self._giving = 0  # bytes that the channel did not take at once
+        self._all_read = False  # the application has ended its sending, or had its say
+        self._sending_ended = False  # it, and all of that has gone
         self._finished = False
         self._down_scope = anyio.CancelScope()
         self._up_scope = anyio.CancelScope()
@@ -104,10 +115,15 @@ class Join:
         Raises:
             ProtocolError: the peer broke the protocol.
         """
-        with one_error():
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._down)
-                tasks.start_soon(self._up)
+        try:
+            with one_error():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._down)
+                    tasks.start_soon(self._up)
+        finally:
+            for splice in (self._down_splice, self._up_splice):
+                if splice is not None:
+                    splice.close()
         self._finished = True
         return self._ended or Ended.APPLICATION
 
@@ -147,15 +163,37 @@ class Join:
             self._up_scope.cancel()
 
     async def _carry_down(self) -> None:
-        reads = 0
-        while (items := await self._channel.receive()) is not None:
+        splice = self._down_splice
+        while await self._channel.receive_each(
+            self._take, None if self._deaf else splice, self._count_down
+        ):
+            if splice is not None and splice.held and not self._deaf:
+                await self._write(splice)
+                continue
+            items, self._left = self._left, ()
             if not await self._deliver(items):
                 self._end(Ended.PORT_CLOSED)
                 return
-            reads += 1
-            if reads % _YIELD_EVERY == 0:
-                await anyio.lowlevel.checkpoint()
         self._end(Ended.CHANNEL_CLOSED)
+
+    def _count_down(self, count: int) -> None:
+        self._traffic.down += count
+
+    def _take(self, items: Sequence[memoryview | Event]) -> bool:
+        """Gives the application what it takes at once; what is left is for `_deliver`."""
+        if not items:
+            return True
+        if self._deaf or not _all_data(items):
+            self._left = items
+            return False
+        size = sum(map(len, items))
+        try:
+            done = self._stream.write_some(items)
+        except OSError:  # as `_deliver` will find
+            done = False
+        self._traffic.down += size - sum(map(len, items))
+        self._left = items
+        return done
 
     async def _deliver(self, items: Sequence[memoryview | Event]) -> bool:
         """Gives the application its bytes; returns False once the guest has closed the port."""
@@ -190,14 +228,17 @@ class Join:
         self._changed.set()
         return self._open or self._keep or not was_open
 
-    async def _write(self, views: list[memoryview]) -> None:
-        if not views or self._deaf:
+    async def _write(self, rest: list[memoryview] | Splice) -> None:
+        if not rest or self._deaf:
             return
-        size = sum(map(len, views))
         self._delivering = True
         try:
-            await self._stream.write_all(views)
-            self._traffic.down += size
+            if isinstance(rest, Splice):
+                await rest.drain_all()
+            else:
+                size = sum(map(len, rest))
+                await self._stream.write_all(rest)
+                self._traffic.down += size
         except OSError as error:
             log.debug("%s takes nothing more: %s", self._application.name, error)
             self._deaf = True
@@ -247,27 +288,36 @@ class Join:
         return True
 
     async def _carry_up(self) -> None:
-        stream, channel = self._stream, self._channel
-        buffer = channel.payload_buffer()
-        reads = 0
-        while self._open or await self._until_open():
-            try:
-                count = stream.read_nowait(buffer)
-            except OSError as error:
-                log.warning("%s: %s", self._application.name, error.strerror)
-                return
-            if count is None:
-                if self._stopping:
-                    return
-                await stream.readable()
-                continue
-            if not count:
-                return
-            await channel.send_payload(count)
-            self._traffic.up += count
-            reads += 1
-            if reads % _YIELD_EVERY == 0:
+        while not self._all_read and (self._open or await self._until_open()):
+            if not self._stopping:
+                await self._stream.watch(self._give)
+            else:
+                self._give()
                 await anyio.lowlevel.checkpoint()
+            if self._giving:
+                await self._channel.flush()
+                self._traffic.up += self._giving
+                self._giving = 0
+
+    def _give(self) -> bool:
+        """Reads what the application sends, and sends it on; returns whether to wait for more."""
+        if not self._open:
+            return False
+        splice = self._up_splice if self._bulk >= _BULK_AFTER else None
+        try:
+            count = splice.fill(SEND_DATA) if splice else self._stream.gather_nowait(self._payload)
+        except OSError as error:
+            log.warning("%s: %s", self._application.name, error.strerror)
+            count = 0
+        if not count:
+            self._all_read = count == 0 or self._stopping
+            return not self._all_read
+        self._bulk = self._bulk + 1 if count >= _BULK else 0
+        if not self._channel.send_payload_nowait(count, splice):
+            self._giving = count
+            return False
+        self._traffic.up += count
+        return not self._stopping
 
     async def _until_open(self) -> bool:
         """Waits until the guest opens the port; what the application sends waits with it.
@@ -298,6 +348,10 @@ class Join:
                 seen, silent = self._traffic.down, 0.0
             else:
                 silent += _LOOK_EVERY
+
+
+def _all_data(items: Sequence[memoryview | Event]) -> TypeGuard[list[memoryview]]:
+    return set(map(type, items)) == {memoryview}
 
 
 async def dismiss(application: Application) -> int:

@@ -11,7 +11,9 @@ channel is in `turns`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import anyio
@@ -29,15 +31,16 @@ from spicebridge.errors import ApplicationError, SpicebridgeError, one_error
 from spicebridge.protocol.constants import PortEventType
 from spicebridge.protocol.events import Event, PortEvent, PortInit
 from spicebridge.protocol.mux import Mux
-
-_YIELD_EVERY: Final = 4
-"""Reads after which the reading task lets the others run: 1 MiB."""
+from spicebridge.transport.wire import drop_written
 
 _LOOK_EVERY: Final = 0.5
 """Seconds between two looks at whether an application that has ended its sending is still there."""
 
 _COUNT_EVERY: Final = 1.0
 """Seconds between two warnings of what was dropped, or refused."""
+
+_Piece = tuple[BridgedStream | Event, list[memoryview]]
+"""The next bytes of a stream, none for its end; or an event of the port."""
 
 Opener = Callable[[], Awaitable[Application]]
 """Brings the application of a stream that the peer has opened."""
@@ -75,6 +78,7 @@ class Streams:
         self._speaking = 0  # streams whose applications may still send
         self._silence = anyio.Event()
         self._finished = anyio.Event()  # one of them, or all
+        self._pieces: Iterator[_Piece] = iter(())  # of what was read last, those still to deliver
         self._waited = 0.0  # seconds in which a slow application kept the channel waiting
         self._counted = 0  # dropped frames that a warning has told of
         self._counted_at = float("-inf")
@@ -130,55 +134,74 @@ class Streams:
     # From the channel to the applications
 
     async def _down(self) -> None:
-        reads = 0
-        while (items := await self._channel.receive()) is not None:
-            await self._take(items)
-            reads += 1
-            if reads % _YIELD_EVERY == 0:
-                await anyio.lowlevel.checkpoint()
+        while await self._channel.receive_each(self._take):
+            for target, views in self._pieces:
+                await self._deliver(target, views)
+            if self._mux.dropped_frames != self._counted:
+                self._count_dropped(self._now())
+            if self._turns.behind:
+                await self._turns.send_ends()
+            await anyio.lowlevel.checkpoint()
 
-    async def _take(self, items: Sequence[memoryview | Event]) -> None:
+    def _take(self, items: Sequence[memoryview | Event]) -> bool:
+        """Gives streams what their applications take at once; `_pieces` is what is left."""
+        pieces = self._sort(items)
+        for target, views in pieces:
+            if not (views and isinstance(target, BridgedStream) and self._give(target, views)):
+                self._pieces = chain([(target, views)], pieces)
+                return False
+        self._pieces = pieces
+        return self._mux.dropped_frames == self._counted and not self._turns.behind
+
+    def _sort(self, items: Sequence[memoryview | Event]) -> Iterator[_Piece]:
         target: BridgedStream | None = None
-        views: list[memoryview] = []  # for the target
+        views: list[memoryview] = []
         now = self._now()
         for item in items:
             if not isinstance(item, memoryview):
-                await self._deliver(target, views)
-                target, views = None, []
-                self._port_event(item)
+                if target is not None:
+                    yield target, views
+                    target = None
+                yield item, []
                 continue
-            for stream, piece in self._mux.receive_data(item, now):
-                if stream is not target or piece is None:
-                    await self._deliver(target, views)
-                    target, views = stream, []
-                if piece is None:
-                    self._peer_ended(stream)
-                    continue
-                if stream not in self._live and not stream.over:
-                    self._begin_for_peer(stream)
-                views.append(piece)
-        await self._deliver(target, views)
-        if self._mux.dropped_frames != self._counted:
-            self._count_dropped(now)
-        if self._turns.behind:
-            await self._turns.send_ends()
+            for stream, data in self._mux.receive_data(item, now):
+                if target is not None and (stream is not target or data is None):
+                    yield target, views
+                    target = None
+                if data is None:
+                    yield stream, []
+                elif target is None:
+                    target, views = stream, [data]
+                else:
+                    views.append(data)
+        if target is not None:
+            yield target, views
 
-    async def _deliver(self, stream: BridgedStream | None, views: list[memoryview]) -> None:
-        """Gives a stream its next bytes; what its application does not take at once is held."""
-        if stream is None or not views:
-            return
-        if stream.application is not None and not (stream.pending or stream.deaf or stream.over):
-            before = stream.down
-            done = stream.write_nowait(views)
-            self._count_down(stream.down - before)
+    def _give(self, stream: BridgedStream, views: list[memoryview]) -> bool:
+        """Gives a stream its next bytes, as far as its application takes them at once.
+
+        Returns:
+            Whether that was all; what it was not is left in `views`.
+        """
+        if stream.application is None or stream.pending or stream.deaf or stream.over:
+            return False
+        before = stream.down
+        drop_written(views, stream.write_nowait(views))
+        self._count_down(stream.down - before)
+        return not views
+
+    async def _deliver(self, target: BridgedStream | Event, views: list[memoryview]) -> None:
+        """Gives a stream its next bytes, or its end; what it does not take at once is held."""
+        if not isinstance(target, BridgedStream):
+            self._port_event(target)
+        elif not views:
+            self._peer_ended(target)
         else:
-            done = 0
-        for view in views:
-            if done >= len(view):
-                done -= len(view)
-                continue
-            await self._hold(stream, view[done:])
-            done = 0
+            if target not in self._live and not target.over:
+                self._begin_for_peer(target)
+            if not self._give(target, views):
+                for view in views:
+                    await self._hold(target, view)
 
     async def _hold(self, stream: BridgedStream, data: memoryview) -> None:
         """Keeps bytes until the application takes them; the channel waits where they are many."""
@@ -192,10 +215,10 @@ class Streams:
                 data = data[room:]
                 self._drain(stream)
                 continue
-            begun = anyio.current_time()
+            begun = time.monotonic()
             with anyio.move_on_after(self._limits.stall) as patience:
                 await stream.changed.wait()
-            self._waited += anyio.current_time() - begun
+            self._waited += time.monotonic() - begun
             # a socket may have room long before poll(2) calls it writable
             if patience.cancelled_caught and not (
                 stream.application is not None and stream.push(self._count_down)
@@ -301,11 +324,11 @@ class Streams:
     async def _wind_down(self, stream: BridgedStream, application: Application) -> None:
         """The application has ended its sending, or may send no more: what the peer has sent, or
         still sends, is its own to take."""
-        taken, since = stream.down, anyio.current_time()
+        taken, since = stream.down, time.monotonic()
         while not (stream.over or stream.deaf or stream.delivered or application.stream.hung_up()):
             with anyio.move_on_after(min(_LOOK_EVERY, application.linger or _LOOK_EVERY)):
                 await stream.changed.wait()
-            now = anyio.current_time()
+            now = time.monotonic()
             if stream.down != taken:
                 taken, since = stream.down, now
             elif now - since >= self._patience(stream, application):
@@ -339,7 +362,7 @@ class Streams:
 
     def _refuse(self, stream: BridgedStream, why: str) -> None:
         self._refused += 1
-        now = anyio.current_time()
+        now = time.monotonic()
         warn = now >= self._refused_at + _COUNT_EVERY
         self._refused_at = now if warn else self._refused_at
         self._status.event(
@@ -370,7 +393,7 @@ class Streams:
 
     def _now(self) -> float:
         """The clock of the mux: an id that we do not listen to is not silent."""
-        return anyio.current_time() - self._waited
+        return time.monotonic() - self._waited
 
     def _end_all(self, why: str) -> None:
         """The other side of all streams has gone; what it sent is still delivered."""

@@ -21,8 +21,8 @@ from spicebridge.endpoints.base import Application
 from spicebridge.protocol.mux import MUX_HEADER, pack_mux_header
 from spicebridge.transport.stream import Stream
 
-_YIELD_EVERY: Final = 4
-"""Frames after which a task lets the others run: 256 KiB."""
+_FRAME: Final = 64 * 1024
+"""Bytes of a frame with its header, at most; the size in that is 16 bits."""
 
 _MAX_ENDS: Final = 4096
 """Ends that may wait to be sent."""
@@ -54,32 +54,39 @@ class Turns:
         Why it ended, unless by itself, is in the stream's `why` then.
         """
         source = application.stream
-        header, buffer = self._payload[:MUX_HEADER], self._payload[MUX_HEADER:]
-        frames, count = 0, 0
+
+        def step() -> bool:
+            nothing_waits = self._channel.usable and not (self._turn.locked() or self._ends)
+            if not nothing_waits or self._stopping.is_set() or not stream.may_speak():
+                return False
+            if not (read := self._fill(stream, source)):
+                return read is None
+            all_sent = self._channel.send_payload_nowait(MUX_HEADER + read)
+            self._sent(stream, read)
+            return all_sent
+
         try:
             while stream.may_speak():
-                if count < len(buffer) and not self._stopping.is_set():
-                    await source.readable()
+                if not self._stopping.is_set():
+                    await source.watch(step)
                 async with self._turn:
                     if not stream.may_speak():
                         return
                     await self._write_ends()
-                    read = _fill(source, buffer)
-                    if read:
-                        pack_mux_header(header, 0, stream.id, read)
+                    if read := self._fill(stream, source):
                         await self._channel.send_payload(MUX_HEADER + read)
                 if read == 0 or (read is None and self._stopping.is_set()):
                     return
-                count = read or 0
-                stream.up += count
-                self._count(count)
-                frames += 1
-                if frames % _YIELD_EVERY == 0:
-                    await anyio.lowlevel.checkpoint()
+                self._sent(stream, read or 0)
+                await anyio.lowlevel.checkpoint()
         except (OSError, ChannelClosedError, anyio.ClosedResourceError) as error:
             if stream.may_speak():
                 reason = error.strerror if isinstance(error, OSError) else error
                 stream.why = f"{application.name}: {reason}"
+
+    def _sent(self, stream: BridgedStream, count: int) -> None:
+        stream.up += count
+        self._count(count)
 
     def end(self, client_id: int) -> None:
         """Has size 0 sent for a stream, behind all that went of it."""
@@ -115,24 +122,17 @@ class Turns:
         self._ends.clear()
 
     async def _write_ends(self) -> None:
-        """Many in one DATA; only within a turn."""
+        """Many in one DATA, behind what a stream could not send at once; only within a turn."""
+        await self._channel.flush()
         while self._ends:
             count = min(len(self._ends), len(self._payload) // MUX_HEADER)
             for number in range(count):
                 pack_mux_header(self._payload, number * MUX_HEADER, self._ends.popleft(), 0)
             await self._channel.send_payload(count * MUX_HEADER)
 
-
-def _fill(source: Stream, buffer: memoryview) -> int | None:
-    """What there is to read, as `Stream.read_nowait`.
-
-    A second look is worth it while an application is at work: each frame costs the guest several
-    system calls, and an emulated or loaded one feels them.
-    """
-    read = source.read_nowait(buffer)
-    if read and read < len(buffer):
-        try:
-            read += source.read_nowait(buffer[read:]) or 0
-        except OSError:  # a reset right behind its last words; the next look finds the end
-            pass
-    return read
+    def _fill(self, stream: BridgedStream, source: Stream) -> int | None:
+        """Makes a frame of what there is to read; see `Stream.gather_nowait`."""
+        read = source.gather_nowait(self._payload[MUX_HEADER:_FRAME])
+        if read:
+            pack_mux_header(self._payload, 0, stream.id, read)
+        return read

@@ -226,5 +226,9 @@ MAX_SCRAM_MESSAGE: Final = 4096
 SCRAM_ITERATIONS: Final = range(4096, 1_000_001)
 """How often a server may have us hash the password: RFC 5802's least; half a second's worth."""
 
-SEND_DATA: Final = 64 * 1024
-"""Bytes that we put in one DATA message, as spice-client-glib and libspice-server do."""
+SEND_DATA: Final = 256 * 1024
+"""Bytes that we put in one DATA message, at most.
+
+Neither libspice-server nor spice-client-glib has a bound. Four times what they send themselves
+saves the server a quarter of its work, and spice-client-glib sends as much.
+"""

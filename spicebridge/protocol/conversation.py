@@ -52,6 +52,7 @@ class Conversation:
 
     Attributes:
         control: bytes of whole messages that wait to be sent; the sender deletes what it has sent.
+        data_left: bytes of a DATA payload still to come; 0 between messages, and inside others.
         buffer_size: bytes of the receive buffer, for who wants to know what a channel costs.
     """
 
@@ -68,7 +69,7 @@ class Conversation:
         self._start = 0  # of what is not understood yet
         self._end = 0  # of what has been received
         self._position = 0  # of _view[0] in the peer's stream
-        self._data_left = 0  # bytes of a DATA payload still to come
+        self.data_left = 0
         self._skip_left = 0  # bytes of an ignored payload still to come
         self._ack_window = 0
         self._ack_left = 0
@@ -88,6 +89,20 @@ class Conversation:
             self._start, self._end = 0, rest
         return self._view[self._end :]
 
+    def header_buffer(self) -> memoryview:
+        """As `receive_buffer` between messages, with room for a data header and no more."""
+        return self.receive_buffer()[: self._receiving.size]
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether a message has ended and no byte of the next has been received."""
+        return not (self.data_left or self._skip_left or self._end > self._start)
+
+    def pass_by(self, count: int) -> None:
+        """Notes that `count` bytes, no more than `data_left`, went another way than the buffer."""
+        self._position += count
+        self.data_left -= count
+
     def receive_data(self, count: int) -> list[memoryview | Event]:
         """Takes `count` bytes that were read into `receive_buffer`.
 
@@ -103,13 +118,13 @@ class Conversation:
         header, unpack = self._receiving.size, self._receiving.unpack_from
         items: list[memoryview | Event] = []
         while True:
-            if self._data_left:
-                take = min(self._data_left, end - position)
+            if self.data_left:
+                take = min(self.data_left, end - position)
                 if not take:
                     break
                 items.append(view[position : position + take])
                 position += take
-                self._data_left -= take
+                self.data_left -= take
             elif self._skip_left:
                 take = min(self._skip_left, end - position)
                 if not take:
@@ -123,7 +138,7 @@ class Conversation:
                 if size > MAX_DATA:
                     raise self._oversized("SPICEVMC_DATA", position, size, MAX_DATA)
                 position += header
-                self._data_left = size
+                self.data_left = size
                 self._count_message()
                 continue
             kind = self._kind(kind_number, size, position)
@@ -144,7 +159,7 @@ class Conversation:
         Raises:
             ProtocolError: if it did so inside a message.
         """
-        missing = self._data_left + self._skip_left
+        missing = self.data_left + self._skip_left
         if missing or self._end > self._start:
             raise ProtocolError(
                 "end of the stream",
@@ -217,3 +232,7 @@ class Conversation:
         start = MAX_HEADER - self._sending.size
         self._sending.pack_into(self._send_buffer, start, _DATA, count)
         return self._send_view[start : MAX_HEADER + count]
+
+    def data_header(self, count: int) -> bytes:
+        """The header of the next DATA, whose payload of `count` bytes goes another way."""
+        return self._sending.pack_header(_DATA, count)

@@ -41,11 +41,15 @@ class Framing:
             self._serial += 1
             _FULL.pack_into(buffer, offset, self._serial, message_type, size, 0)
 
+    def pack_header(self, message_type: int, size: int) -> bytes:
+        """The header of our next message, whose payload has `size` bytes."""
+        header = bytearray(self.size)
+        self.pack_into(header, 0, message_type, size)
+        return bytes(header)
+
     def pack(self, message_type: int, payload: bytes) -> bytes:
         """Our next message, whole."""
-        message = bytearray(self.size)
-        self.pack_into(message, 0, message_type, len(payload))
-        return bytes(message) + payload
+        return self.pack_header(message_type, len(payload)) + payload
 
     def unpack_from(self, buffer: memoryview, offset: int, position: int) -> tuple[int, int]:
         """Reads a header.

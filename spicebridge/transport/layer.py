@@ -8,7 +8,7 @@ than one turned piece is ever held, and who waits for `write_all` has written.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio.lowlevel
@@ -37,6 +37,7 @@ class Layer(Wire):
         self._ended = False
         self._owed = 0  # bytes of the caller's that stand in `_unsent`, turned
         self._unread = False  # whether there may be more below, though the caller was told not
+        self._read_all = False  # whether the caller was told that there is no more
 
     # What a layer is
 
@@ -70,15 +71,23 @@ class Layer(Wire):
 
     def read_nowait(self, buffer: memoryview) -> int | None:
         """Reads what is there; see `Wire`."""
+        self._read_all = False
         for _ in range(_BARREN):
             if (count := self._take(buffer)) is not None:
                 return count
             received = self._inner.read_nowait(self._received)
             if not received:  # nothing, or the end, which needs no word from the peer
+                self._read_all = True
                 return received
             self._feed(self._received[:received])
-        self._unread = True
+        self._unread = self._read_all = True
         return None
+
+    async def watch(self, step: Callable[[], bool]) -> None:
+        """Calls `step` whenever there is something to read, here or below; see `Wire`."""
+        await anyio.lowlevel.checkpoint()
+        while step():
+            await (self.readable() if self._read_all else anyio.lowlevel.checkpoint())
 
     async def readable(self) -> None:
         """Waits until there may be something to read."""

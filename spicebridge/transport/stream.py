@@ -1,8 +1,8 @@
 """A byte stream on non-blocking descriptors: what the data path reads from and writes to.
 
 The kernel is asked first; only when it says EAGAIN does a task wait, with `anyio.wait_readable` or
-`anyio.wait_writable`. Nothing is copied: reads go into the caller's buffer, writes gather the
-caller's views.
+`anyio.wait_writable`. Who reads all the time uses `watch`, which is cheaper. Nothing is copied:
+reads go into the caller's buffer, writes gather the caller's views.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 
+from spicebridge.transport.watch import Watch, can_watch
 from spicebridge.transport.wire import Wire
+
+_ENOUGH: Final = 4096
+"""Bytes that are worth a message of their own."""
 
 _IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 
@@ -29,17 +34,24 @@ class Stream(Wire):
         writer: descriptor to write to; may be the same.
         end: ends the sending side and leaves the other one open.
         close: gives both descriptors back.
+
+    Attributes:
+        reader: the descriptor; -1 once it was closed.
+        writer: the descriptor; likewise.
+        socket: what both belong to, if it is one.
     """
 
     def __init__(
         self, reader: int, writer: int, *, end: Callable[[], None], close: Callable[[], None]
     ) -> None:
-        self._reader = reader
-        self._writer = writer
+        self.reader = reader
+        self.writer = writer
+        self.socket: socket.socket | None = None
         self._end = end
         self._close = close
         self._closed = False
         self._ended = False
+        self._watch: Watch | None = None
 
     @classmethod
     def of_socket(cls, sock: socket.socket) -> Stream:
@@ -53,7 +65,9 @@ class Stream(Wire):
                 if error.errno != errno.ENOTCONN:  # the peer has gone already
                     raise
 
-        return cls(sock.fileno(), sock.fileno(), end=end, close=sock.close)
+        stream = cls(sock.fileno(), sock.fileno(), end=end, close=sock.close)
+        stream.socket = sock
+        return stream
 
     @classmethod
     def of_pair(
@@ -91,7 +105,7 @@ class Stream(Wire):
             OSError: the stream is broken.
         """
         try:
-            return os.readv(self._reader, (buffer,))
+            return os.readv(self.reader, (buffer,))
         except BlockingIOError:
             return None
         except OSError as error:
@@ -102,27 +116,64 @@ class Stream(Wire):
     async def readable(self) -> None:
         """Waits until there is something to read, or `interrupt` is called."""
         try:
-            await anyio.wait_readable(self._reader)
+            await anyio.wait_readable(self.reader)
         except anyio.ClosedResourceError:
             if self._closed:
                 raise
 
+    def gather_nowait(self, buffer: memoryview) -> int | None:
+        """As `read_nowait`, but looks again as long as little has come and more is coming.
+
+        Whoever receives it has work with each piece; an application that is at work writes on.
+        """
+        count = self.read_nowait(buffer)
+        while count and count < _ENOUGH:
+            try:
+                more = self.read_nowait(buffer[count:])
+            except OSError:  # a reset right behind its last words; the next look finds it
+                break
+            if not more:
+                break
+            count += more
+        return count
+
+    async def watch(self, step: Callable[[], bool]) -> None:
+        """Calls `step` whenever there is something to read, or `interrupt` is called; see `Wire`.
+
+        Raises:
+            ClosedResourceError: the stream was closed meanwhile.
+        """
+        try:
+            if can_watch():
+                self._watch = Watch(self.reader, step)
+                await self._watch.run()
+                return
+            await super().watch(step)
+        except PermissionError:  # a file, which is always readable
+            await anyio.lowlevel.checkpoint()
+            while step():
+                await anyio.lowlevel.checkpoint()
+        finally:
+            self._watch = None
+
     def interrupt(self) -> None:
-        """Wakes whoever waits in `readable`."""
-        if not self._closed:
-            anyio.notify_closing(self._reader)
+        """Wakes whoever waits in `readable` or `watch`."""
+        if self._watch is not None:
+            self._watch.wake()
+        elif not self._closed:
+            anyio.notify_closing(self.reader)
 
     def hung_up(self) -> bool:
         """Whether the peer takes nothing more: it has closed both ways, not only its sending."""
         if self._closed:
             return True
-        if self._ended and self._reader != self._writer:
+        if self._ended and self.reader != self.writer:
             return False  # there is nothing left to ask
-        return _happened(self._writer, select.POLLHUP | select.POLLERR)
+        return _happened(self.writer, select.POLLHUP | select.POLLERR)
 
     def peer_ended(self) -> bool:
         """Whether the peer of a socket has ended its sending, though not all of it was read."""
-        return _happened(self._reader, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+        return _happened(self.reader, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
 
     # Writing
 
@@ -136,14 +187,14 @@ class Stream(Wire):
             OSError: the stream is broken.
         """
         try:
-            return os.writev(self._writer, buffers[:_IOV_MAX])
+            return os.writev(self.writer, buffers[:_IOV_MAX])
         except BlockingIOError:
             return None
 
     async def writable(self) -> None:
         """Waits until the kernel takes more."""
         try:
-            await anyio.wait_writable(self._writer)
+            await anyio.wait_writable(self.writer)
         except anyio.ClosedResourceError:
             if self._closed:
                 raise
@@ -152,20 +203,22 @@ class Stream(Wire):
         """Ends the sending side; the peer reads end of file once it has read all before it."""
         if not self._ended and not self._closed:
             self._ended = True
-            if self._reader != self._writer:
-                anyio.notify_closing(self._writer)
+            if self.reader != self.writer:
+                anyio.notify_closing(self.writer)
             self._end()
 
     def close(self) -> None:
         """Gives the descriptors back; may be called twice."""
         if not self._closed:
             self._closed = True
-            anyio.notify_closing(self._reader)
+            if self._watch is not None:
+                self._watch.end(anyio.ClosedResourceError())
+            anyio.notify_closing(self.reader)
             if not self._ended:
-                anyio.notify_closing(self._writer)
+                anyio.notify_closing(self.writer)
             self._close()
             # the kernel may give the numbers to somebody else at once
-            self._reader = self._writer = -1
+            self.reader = self.writer = -1
 
 
 def _happened(fd: int, events: int) -> bool:

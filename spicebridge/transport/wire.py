@@ -1,13 +1,15 @@
 """A byte stream to a SPICE peer, whatever it runs on: descriptors, TLS, WebSocket frames.
 
 This is all that the data path knows of it. Reads go into the caller's buffer and writes come from
-the caller's views; nothing waits but `readable` and `writable`.
+the caller's views; nothing waits but `readable`, `watch` and `writable`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import anyio.lowlevel
 
 
 class Wire(ABC):
@@ -37,6 +39,19 @@ class Wire(ABC):
             await self.readable()
         return count
 
+    async def watch(self, step: Callable[[], bool]) -> None:
+        """Calls `step` soon, and again whenever there may be something to read.
+
+        Args:
+            step: reads with `read_nowait`, once, and returns whether it is to be called again. It
+                must not wait, and may not use anyio: it need not run in a task.
+
+        What it raises ends this, too.
+        """
+        await anyio.lowlevel.checkpoint()
+        while step():
+            await self.readable()
+
     @abstractmethod
     def peer_ended(self) -> bool:
         """Whether the peer has ended its sending, though not all of it was read."""
@@ -62,12 +77,24 @@ class Wire(ABC):
 
         When cancelled, some of the bytes may have been written.
         """
+        while not self.write_some(buffers):
+            await self.writable()
+
+    def write_some(self, buffers: list[memoryview]) -> bool:
+        """Writes what the kernel takes of `buffers` at once, and takes it off them.
+
+        Returns:
+            Whether that was all.
+
+        Raises:
+            OSError: the stream is broken.
+        """
         while buffers:
             written = self.write_nowait(buffers)
             if written is None:
-                await self.writable()
-                continue
+                return False
             drop_written(buffers, written)
+        return True
 
     @abstractmethod
     def end(self) -> None:

@@ -41,7 +41,7 @@ def folder(short_tmp: Path) -> Path:
 
 async def talk(application: Application, what: Callable[[Client], T]) -> T:
     """Runs a blocking client on a connection, in a thread."""
-    sock = socket.socket(fileno=os.dup(application.stream._reader))
+    sock = socket.socket(fileno=os.dup(application.stream.reader))
 
     def run() -> T:
         client = Client(sock)

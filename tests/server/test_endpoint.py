@@ -352,7 +352,7 @@ async def test_a_client_that_breaks_the_protocol_harms_only_itself(
         }[how]
         await stream.write_all([memoryview(said)])
         if how == "reset":
-            with socket.socket(fileno=stream._reader) as sock:
+            with socket.socket(fileno=stream.reader) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 sock.detach()
         else:

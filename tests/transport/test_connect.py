@@ -39,7 +39,7 @@ async def test_a_tcp_server_is_reached_without_delay_of_small_messages() -> None
         with peer:
             peer.send(b"hello")
             assert await read_exactly(stream, 5) == b"hello"
-            with socket.socket(fileno=os.dup(stream._reader)) as sock:
+            with socket.socket(fileno=os.dup(stream.reader)) as sock:
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 assert not os.get_blocking(sock.fileno())
             stream.close()
