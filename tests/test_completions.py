@@ -17,7 +17,7 @@ import pytest
 import typer.main
 
 from spicebridge import ChannelType, parse_proxy
-from spicebridge.cli.app import app
+from spicebridge.cli.commands import app
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS
 from spicebridge.protocol.sasl_choice import MECHANISMS

@@ -31,19 +31,15 @@ from spicebridge import (
 from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
 from spicebridge.channel import CLOSE_TIMEOUT
 from spicebridge.cli.answer import OutputClosedError
-from spicebridge.cli.app import app
+from spicebridge.cli.commands import app
 from spicebridge.cli.listing import Row
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS, parse_custom_channel
 from spicebridge.cli.status import VARIABLE as RUNTIME_VARIABLE
 from spicebridge.cli.target import ReachOptions, server_target
 from spicebridge.client.session import BUSY_TIMEOUT
-from spicebridge.endpoints.process import (
-    EXIT_TIMEOUT,
-    PASSWORD_VARIABLE,
-    PROXY_VARIABLE,
-    URI_VARIABLE,
-)
+from spicebridge.endpoints.environment import PASSWORD_VARIABLE, PROXY_VARIABLE, URI_VARIABLE
+from spicebridge.endpoints.process import EXIT_TIMEOUT
 from spicebridge.endpoints.sockets import TCP_LINGER
 from spicebridge.endpoints.stdio import STDIO_LINGER
 from spicebridge.protocol.constants import MAX_PASSWORD_LENGTH

@@ -17,7 +17,7 @@ import trustme
 import typer.main
 
 import spicebridge as package
-from spicebridge.cli.app import app
+from spicebridge.cli.commands import app
 from spicebridge.cli.spec import parse_custom_channel
 from spicebridge.cli.target import ReachOptions, server_target
 from spicebridge.errors import SpicebridgeError

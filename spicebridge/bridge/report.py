@@ -6,12 +6,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from spicebridge.bridge.join import Traffic
-from spicebridge.bridge.stream import BridgedStream
 from spicebridge.client.session import ChannelInfo, Session
 from spicebridge.errors import SpicebridgeError
 from spicebridge.transport.target import Target
+
+if TYPE_CHECKING:
+    from spicebridge.bridge.stream import BridgedStream
 
 log = logging.getLogger("spicebridge")
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from spicebridge.bridge.demux import DemuxBridge
 from spicebridge.bridge.raw import RawBridge
 from spicebridge.bridge.report import Ready
 from spicebridge.bridge.resolve import resolve
@@ -16,6 +15,9 @@ from spicebridge.bridge.spec import BridgeSpec
 from spicebridge.client.session import ChannelInfo, Renew, open_session
 from spicebridge.errors import SpicebridgeError, UsageError, one_error
 from spicebridge.transport.target import Target
+
+if TYPE_CHECKING:
+    from spicebridge.bridge.demux import DemuxBridge
 
 DRAIN_TIMEOUT: Final = 5.0
 """Seconds that what is on its way has to arrive, once the bridges are stopped."""
@@ -48,7 +50,7 @@ async def run_bridges(
             the session.
     """
     stop = stop or anyio.Event()
-    bridges = [DemuxBridge(spec, spec.demux) if spec.demux else RawBridge(spec) for spec in specs]
+    bridges = [_bridge(spec) for spec in specs]
     up = False
     failure: SpicebridgeError | None = None
 
@@ -87,6 +89,14 @@ async def run_bridges(
     for bridge in bridges:
         if bridge.failure is not None:
             raise bridge.failure
+
+
+def _bridge(spec: BridgeSpec) -> RawBridge | DemuxBridge:
+    if spec.demux is None:
+        return RawBridge(spec)
+    from spicebridge.bridge.demux import DemuxBridge  # here, as raw bridges would start later
+
+    return DemuxBridge(spec, spec.demux)
 
 
 def _refuse_twice(channels: Sequence[ChannelInfo]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING
 
 from spicebridge import SpicebridgeError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class OutputClosedError(SpicebridgeError):
@@ -22,6 +24,8 @@ def print_answer(answer: RenderableType) -> None:
     Raises:
         OutputClosedError: stdout has been closed.
     """
+    from rich.console import Console  # here, as most commands print nothing
+
     console = Console(highlight=False)
     with console.capture() as captured:
         console.print(answer, soft_wrap=True)

@@ -10,31 +10,48 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from spicebridge import BridgeStatus, StreamCount
+from spicebridge.cli.lines import StderrLines
 
 _EVERY: Final = 0.5  # seconds between two drawings
 
 
+class _StderrConsole(Console):
+    """Goes quiet when nobody reads it any more."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class LiveLine:
-    """Draws the state of bridges until it is cancelled.
+    """Draws the state of bridges on stderr until it is cancelled.
 
     Args:
-        console: on stderr; nothing is drawn unless that is a terminal.
+        lines: those of the log, which are written above it meanwhile.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, lines: StderrLines) -> None:
+        self._lines = lines
+        self._console = _StderrConsole()
         self._moved: dict[str, int] = {}
 
     async def run(self, bridges: Sequence[BridgeStatus]) -> None:
         """Draws them, twice a second."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal:  # the environment can tell Rich so
             return
-        with Live(console=self._console, transient=True, auto_refresh=False) as live:
+        drawn = Live(console=self._console, transient=True, auto_refresh=False)
+        with drawn as live, self._lines.through(self._write_above):
             while True:
                 live.update(self._table(bridges), refresh=True)
                 await anyio.sleep(_EVERY)
+
+    def _write_above(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
 
     def _table(self, bridges: Sequence[BridgeStatus]) -> Table:
         table = Table.grid(padding=(0, 2))

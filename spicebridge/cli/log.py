@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import UTC, datetime
+import time
 from enum import StrEnum
 from typing import Final
 
-from rich.console import Console
-from rich.text import Text
+from spicebridge.cli.lines import WriteLine
 
 _STEPS: Final = logging.getLogger("spicebridge.steps")
 
@@ -25,15 +23,18 @@ class _TextFormatter(logging.Formatter):
     """``20:15:04 INFO port=serial0: pid 4242 (socat) connected``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         bridge = getattr(record, "bridge", "spicebridge")
-        return f"{time} {record.levelname} {bridge}: {_printable(record.getMessage())}"
+        return f"{clock} {record.levelname} {bridge}: {_printable(record.getMessage())}"
 
 
 class _JsonFormatter(logging.Formatter):
     """``{"time": …, "level": …, "event": …, "bridge": …, "message": …, …}``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        import json  # here, as most commands log none, and would start later
+        from datetime import UTC, datetime
+
         fallback = "error" if record.levelno >= logging.ERROR else "log"
         return json.dumps(
             {
@@ -58,18 +59,13 @@ class _EventsToo(logging.Filter):
         return record.levelno >= self._level or hasattr(record, "event")
 
 
-class _ConsoleHandler(logging.Handler):
-    """Writes through Rich's console, so that a live line below stays whole."""
-
-    def __init__(self, console: Console) -> None:
+class _LineHandler(logging.Handler):
+    def __init__(self, write: WriteLine) -> None:
         super().__init__()
-        self._console = console
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._console.print(Text(self.format(record)), soft_wrap=True)
-        except OSError:  # e.g. its disk is full; the bridges matter more than their log
-            pass
+        self._write(self.format(record))
 
 
 def _printable(text: str) -> str:
@@ -77,15 +73,15 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def set_up_logging(console: Console, log_format: LogFormat, level: int) -> None:
-    """Sends our log records to stderr.
+def set_up_logging(write: WriteLine, log_format: LogFormat, level: int) -> None:
+    """Makes lines of our log records.
 
     Args:
-        console: on stderr.
+        write: gets them.
         log_format: text or JSON.
         level: the lowest level that is shown.
     """
-    handler = _ConsoleHandler(console)
+    handler = _LineHandler(write)
     handler.setFormatter(_JsonFormatter() if log_format is LogFormat.JSON else _TextFormatter())
     _STEPS.setLevel(level)  # many for each link, so that scripts get them only if they ask
     if log_format is LogFormat.JSON and level == logging.INFO:

@@ -1,18 +1,14 @@
-"""Options that several commands share, and what they mean for the whole process."""
+"""Options that several commands share, as Typer reads and explains them."""
 
 from __future__ import annotations
 
-import logging
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from spicebridge import DEFAULT_URI, URI_VARIABLE, UsageError
-from spicebridge.cli.log import LogFormat, set_up_logging
+from spicebridge import DEFAULT_URI, URI_VARIABLE
+from spicebridge.cli.log import LogFormat
 
 UriArgument = Annotated[
     str | None,
@@ -165,66 +161,3 @@ ReadyFdOption = Annotated[
         min=1,
     ),
 ]
-
-
-class _StderrConsole(Console):
-    """Goes quiet when nobody reads it any more: the bridges matter more than their log."""
-
-    def __init__(self) -> None:
-        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a command writes.
-
-    Attributes:
-        console: on stderr, shared by the log and the live line.
-        live: whether a live line may be drawn there.
-    """
-
-    console: Console
-    live: bool
-
-
-def set_up_output(
-    verbose: int, quiet: bool, log_format: LogFormat, *, filter_like: bool = False
-) -> Output:
-    """Sets up logging on stderr.
-
-    Args:
-        verbose: how often -v was given.
-        quiet: whether -q was.
-        log_format: of --log-format.
-        filter_like: whether we stand in a pipeline, where a program says nothing that nobody asked
-            for: only warnings are shown unless -v or JSON was asked for.
-    """
-    console = _StderrConsole()
-    level = logging.WARNING if filter_like and log_format is LogFormat.TEXT else logging.INFO
-    if quiet:
-        level = logging.ERROR
-    elif verbose:
-        level = logging.INFO if verbose == 1 and filter_like else logging.DEBUG
-    set_up_logging(console, log_format, level)
-    live = log_format is LogFormat.TEXT and not quiet and not filter_like
-    return Output(console, live)
-
-
-def tell_ready(fd: int | None) -> None:
-    """Writes to the descriptor of --ready-fd and closes it.
-
-    Raises:
-        UsageError: if it is not open for writing.
-    """
-    if fd is None:
-        return
-    try:
-        os.write(fd, b"ready\n")
-        os.close(fd)
-    except OSError as error:
-        raise UsageError(
-            f"--ready-fd {fd}: {error.strerror}", f"open it in the shell, e.g. {fd}>FILE"
-        ) from error

@@ -10,8 +10,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from spicebridge import BridgeStatus, Ready, Session, Target, one_error
-from spicebridge.cli.live import LiveLine
-from spicebridge.cli.options import Output, tell_ready
+from spicebridge.cli.output import Output, tell_ready
 from spicebridge.cli.status import StatusPage
 
 log = logging.getLogger("spicebridge")
@@ -58,7 +57,9 @@ async def run_until_signal(
             },
         )
         if output.live:
-            tasks.start_soon(LiveLine(output.console).run, bridges)
+            from spicebridge.cli.live import LiveLine  # here, as Rich costs the start some 25 ms
+
+            tasks.start_soon(LiveLine(output.lines).run, bridges)
 
     async def watch_signals(*, task_status: TaskStatus[None]) -> None:
         nonlocal code

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Final, Literal, cast
 
 from spicebridge import (
@@ -19,13 +18,8 @@ from spicebridge import (
     ChannelWanted,
     ConnectingEndpoint,
     Endpoint,
-    InheritedEndpoint,
     Limits,
     ListeningEndpoint,
-    PipeEndpoint,
-    ProcessEndpoint,
-    PtyEndpoint,
-    ShareEndpoint,
     StdioEndpoint,
     UnixAddress,
     UsageError,
@@ -151,6 +145,8 @@ def _split(text: str) -> dict[str, str]:
                 f"--custom-channel {text!r} has an empty part", "a comma is one too many"
             )
         if key not in KEYS:
+            from difflib import get_close_matches  # here, as no other line needs it
+
             near = get_close_matches(key, KEYS, n=1, cutoff=0)
             raise UsageError(f"--custom-channel: unknown key {key!r}", f"did you mean {near[0]}?")
         if key in values:
@@ -290,6 +286,7 @@ def _endpoint(end: str, values: Mapping[str, str], mode: str) -> Endpoint:
     name = f"{end}={value}"
     perm = socket_mode(values.get("perm", "600"))
     linger = _seconds(values, "linger", 0.5) if "linger" in values else None
+    # of the rarer ones each is imported where it is asked for: all would cost the start some 10 ms
     match end:
         case "unixsocket" | "tcp":
             address = UnixAddress(value) if end == "unixsocket" else parse_host_port(value)
@@ -299,14 +296,24 @@ def _endpoint(end: str, values: Mapping[str, str], mode: str) -> Endpoint:
                 raise UsageError("perm= does not go with mode=connect", "nothing is created there")
             return ConnectingEndpoint(name, address, linger=linger)
         case "pipe":
+            from spicebridge import PipeEndpoint
+
             return PipeEndpoint(value, perm=perm)
         case "stdio":
             return StdioEndpoint() if linger is None else StdioEndpoint(linger=linger)
         case "exec":
+            from spicebridge import ProcessEndpoint
+
             return ProcessEndpoint(value)
         case "pty":
+            from spicebridge import PtyEndpoint
+
             return PtyEndpoint(value)
         case "share":
+            from spicebridge import ShareEndpoint
+
             return ShareEndpoint(value, readonly=_choice(values, "readonly") == "on")
         case _:
+            from spicebridge import InheritedEndpoint
+
             return InheritedEndpoint(_number("fd", value, _MAX_FD))

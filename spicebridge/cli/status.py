@@ -9,7 +9,6 @@ that line says ``channels``, a bridge adds what the server offers, asked through
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import stat
@@ -111,6 +110,8 @@ class StatusPage:
     async def _answer(self, asker: Application, slots: anyio.Semaphore) -> None:
         try:
             more = await self._channels() if await _line(asker) == CHANNELS else {}
+            import json  # here, as nobody waits for it at the start
+
             data = json.dumps(self._document() | more).encode() + b"\n"
             with anyio.move_on_after(PATIENCE):
                 await asker.stream.write_all([memoryview(data)])

@@ -17,10 +17,7 @@ from spicebridge import (
     UsageError,
     channel_types,
     check_target,
-    delete_connection_file,
-    parse_proxy,
     parse_uri,
-    read_connection_file,
 )
 
 log = logging.getLogger("spicebridge")
@@ -66,6 +63,8 @@ def server_target(uri: str | None, options: ReachOptions, *, stdio: bool = False
             "standard input is asked for twice, for a connection file and for stdio",
             f"name the file: FILE{_FILE}",
         )
+    from spicebridge import delete_connection_file, read_connection_file
+
     file = read_connection_file(named)
     target = _with_options(file.target, options)
     if file.delete and named != _STDIN:
@@ -104,6 +103,8 @@ def _with_options(target: Target, options: ReachOptions) -> Target:
     if proxy is None and target.proxy is None:
         proxy = os.environ.get(PROXY_VARIABLE)
     if proxy is not None:
+        from spicebridge import parse_proxy
+
         target = replace(target, proxy=parse_proxy(proxy) if proxy else None)
     _refuse_unchecked(options, target)
     check_target(target)

@@ -16,7 +16,6 @@ from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.link import Linked, LinkRequest, link_client
 from spicebridge.protocol.login import ClientLogin
 from spicebridge.transport.dial import Dialer
-from spicebridge.transport.sasl_layer import SaslWire
 from spicebridge.transport.steps import step, tell
 from spicebridge.transport.wire import Wire
 
@@ -68,8 +67,11 @@ async def _link(
         async with step(f"linking {request.name} at {address}", dialer.timeout) as found:
             await _converse(wire, exchange, guard, ways)
             found += _agreed(exchange.result)
-        layer = exchange.result.layer
-        return Channel(SaslWire(wire, layer) if layer else wire, exchange.result)
+        if (layer := exchange.result.layer) is not None:
+            from spicebridge.transport.sasl_layer import SaslWire
+
+            wire = SaslWire(wire, layer)
+        return Channel(wire, exchange.result)
     except SpicebridgeError as error:
         wire.close()
         raise error.at(address) from error.__cause__
@@ -103,8 +105,10 @@ async def _converse(
             raise
         position += len(received)
         guard.shield = True
-        # a login may take long: SCRAM's hashes, a ticket that Kerberos fetches
-        await anyio.to_thread.run_sync(exchange.receive_data, received, abandon_on_cancel=True)
+        if any(way.blocking for way in ways):
+            await anyio.to_thread.run_sync(exchange.receive_data, received, abandon_on_cancel=True)
+        else:
+            exchange.receive_data(received)
 
 
 async def _read(wire: Wire, count: int, position: int) -> bytes:

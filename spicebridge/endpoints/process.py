@@ -13,31 +13,14 @@ import anyio
 from anyio.abc import Process
 
 from spicebridge.endpoints.base import Application, Endpoint
+from spicebridge.endpoints.environment import environment
 from spicebridge.errors import ApplicationError, EndpointError
-from spicebridge.transport.authority import without_secrets
 from spicebridge.transport.stream import Stream
 
 EXIT_TIMEOUT = 2.0
 """Seconds that a program has to exit after its end of file, and again after SIGTERM."""
 
 _PIPE_SIZE: Final = 1024 * 1024  # bytes; /proc/sys/fs/pipe-max-size allows this to everybody
-PASSWORD_VARIABLE: Final = "SPICEBRIDGE_PASSWORD"  # noqa: S105 - its name, not its value
-"""Of the environment: the password."""
-URI_VARIABLE: Final = "SPICEBRIDGE_URI"
-"""Of the environment: the server, perhaps with a password in its URI."""
-PROXY_VARIABLE: Final = "SPICE_PROXY"
-"""Of the environment, as spice-gtk has it: the proxy, perhaps with the password of a login."""
-
-
-def environment() -> dict[str, str]:
-    """Ours, less what is or may have a secret, for a program that we start."""
-    return {name: value for name, value in os.environ.items() if not _may_be_secret(name, value)}
-
-
-def _may_be_secret(name: str, value: str) -> bool:
-    if name in {URI_VARIABLE, PROXY_VARIABLE}:
-        return without_secrets(value) != value
-    return name == PASSWORD_VARIABLE
 
 
 class ProcessApplication(Application):

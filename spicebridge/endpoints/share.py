@@ -19,7 +19,8 @@ import anyio
 from anyio.abc import Process
 
 from spicebridge.endpoints.base import Application, Endpoint
-from spicebridge.endpoints.process import EXIT_TIMEOUT, environment
+from spicebridge.endpoints.environment import environment
+from spicebridge.endpoints.process import EXIT_TIMEOUT
 from spicebridge.endpoints.share_server import READY
 from spicebridge.errors import EndpointError
 from spicebridge.transport.stream import Stream

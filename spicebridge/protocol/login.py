@@ -1,53 +1,28 @@
 """Login mechanisms: what happens between the link reply and the link result, for both roles.
 
 Here is the ticket (AUTH_SPICE): the password and a trailing NUL, encrypted with RSA-OAEP (SHA-1)
-for the key in the link reply. SASL (AUTH_SASL) has a module of its own, ``sasl.py``.
+for the key in the link reply; here is the client's half of it, the server's is in
+``server_ticket.py``. SASL (AUTH_SASL) has a module of its own, ``sasl.py``.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-)
-
 from spicebridge.errors import LoginError, ProtocolError, UsageError
 from spicebridge.protocol.constants import (
     MAX_PASSWORD_LENGTH,
-    TICKET_BYTES,
     TICKET_KEY_BITS,
     AuthMechanism,
 )
 from spicebridge.protocol.dialogue import Dialogue
+from spicebridge.protocol.oaep import encrypt, read_public_key
 from spicebridge.protocol.security_layer import SecurityLayer
 
 _PUBKEY_OFFSET = 20  # of the key in a link reply: 16 bytes of header, u32 error
-
-
-def _oaep() -> padding.OAEP:
-    # SHA-1 is what SPICE says; in OAEP it is not used for collision resistance.
-    sha1 = hashes.SHA1()
-    return padding.OAEP(mgf=padding.MGF1(algorithm=sha1), algorithm=sha1, label=None)
-
-
-def new_ticket_key() -> rsa.RSAPrivateKey:
-    """A key for a server's link replies. Takes tens of milliseconds of CPU."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=TICKET_KEY_BITS)
-
-
-def ticket_pubkey(key: rsa.RSAPrivateKey) -> bytes:
-    """The 162 bytes of DER that a link reply carries for this key."""
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True)
@@ -68,12 +43,15 @@ class ClientLogin(Protocol):
 
     Attributes:
         mechanism: what it is called on the wire.
-        blocking: whether its steps compute for long or ask other servers: an event loop should
-            have them run in a thread.
     """
 
     mechanism: AuthMechanism
-    blocking: bool
+
+    @property
+    def blocking(self) -> bool:
+        """Whether its next step may compute for long or ask other servers: an event loop should
+        have it run in a thread, which costs a link some milliseconds."""
+        ...
 
     def steps(self, pubkey: bytes, position: int) -> Dialogue[LoggedIn]:
         """What is said after the mechanism was chosen, up to but without the link result.
@@ -136,59 +114,20 @@ class ClientTicket:
     def steps(self, pubkey: bytes, position: int) -> Dialogue[LoggedIn]:
         """Sends the encrypted ticket, 128 bytes."""
         try:
-            key = load_der_public_key(pubkey)
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise ProtocolError(
-                "SpiceLinkReply", _PUBKEY_OFFSET, "an RSA public key in DER", "something else"
-            ) from error
-        if not isinstance(key, rsa.RSAPublicKey) or key.key_size != TICKET_KEY_BITS:
+            key = read_public_key(pubkey)
+        except ValueError as error:
             raise ProtocolError(
                 "SpiceLinkReply",
                 _PUBKEY_OFFSET,
-                f"an RSA key of {TICKET_KEY_BITS} bits",
-                f"{type(key).__name__} of {getattr(key, 'key_size', '?')}",
-            )
-        try:
-            ticket = key.encrypt(self._password + b"\0", _oaep())
-        except ValueError as error:
-            raise ProtocolError(
-                "SpiceLinkReply", _PUBKEY_OFFSET, "a key that encrypts", "one that does not"
+                f"an RSA public key of {TICKET_KEY_BITS} bits in DER",
+                str(error),
             ) from error
-        yield ticket
+        yield encrypt(key, self._password + b"\0")
         return LoggedIn("ticket")
 
     def hung_up(self) -> LoginError | None:
         """Nothing: a wrong ticket is told by the link result."""
         return None
-
-
-class ServerTicket:
-    """Asks clients for a ticket.
-
-    Args:
-        key: the private half of the key in the link reply.
-        password: the ticket, or None to let everybody in.
-
-    Raises:
-        UsageError: if it has more than `MAX_PASSWORD_LENGTH` bytes.
-    """
-
-    mechanism = AuthMechanism.SPICE
-
-    def __init__(self, key: rsa.RSAPrivateKey, password: str | None) -> None:
-        self._key = key
-        self._password = None if password is None else encode_password(password)
-
-    def steps(self) -> Dialogue[bool]:
-        """Reads the encrypted ticket and compares it in constant time."""
-        encrypted = yield TICKET_BYTES
-        if self._password is None:
-            return True
-        try:
-            ticket = self._key.decrypt(encrypted, _oaep())
-        except ValueError:
-            return False
-        return hmac.compare_digest(ticket.partition(b"\0")[0], self._password)
 
 
 _WORDS: Final = {AuthMechanism.SPICE: "a ticket", AuthMechanism.SASL: "SASL"}

@@ -55,7 +55,6 @@ class ClientSasl:
     """
 
     mechanism = AuthMechanism.SASL
-    blocking = True
 
     def __init__(
         self,
@@ -72,6 +71,11 @@ class ClientSasl:
         )
         self._begun = False
         self._chosen: Mechanism | None = None
+
+    @property
+    def blocking(self) -> bool:
+        """From its beginning to its end: SCRAM's hashes take long, Kerberos fetches a ticket."""
+        return self._begun
 
     def steps(self, pubkey: bytes, position: int) -> Dialogue[LoggedIn]:
         """The whole of SASL, its result included; see `ClientLogin`.

@@ -24,12 +24,8 @@ from spicebridge.protocol.constants import ChannelType, LinkErr, Msg
 from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.events import ChannelsList
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
-from spicebridge.protocol.login import (
-    ServerTicket,
-    encode_password,
-    new_ticket_key,
-    ticket_pubkey,
-)
+from spicebridge.protocol.login import encode_password
+from spicebridge.protocol.server_ticket import ServerTicket, new_ticket_key, ticket_pubkey
 from spicebridge.server.session import ServedSession, new_ping
 from spicebridge.transport.listen import Listener
 from spicebridge.transport.steps import step

@@ -7,20 +7,18 @@ import os
 import socket
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Final
 
 import anyio
 
 from spicebridge.errors import ConnectError
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
+from spicebridge.transport.lookup import AddressInfo, look_up
 from spicebridge.transport.steps import step
 from spicebridge.transport.stream import Stream
 
 _HEAD_START: Final = 0.25
 """Seconds that an address has before the next one is tried beside it (RFC 8305, 8)."""
-
-AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
-"""One answer of getaddrinfo(3)."""
 
 
 async def connect(address: Address, timeout: float | None = None) -> Stream:
@@ -64,7 +62,7 @@ async def _connect_unix(address: UnixAddress) -> socket.socket:
 async def _connect_tcp(address: TcpAddress) -> socket.socket:
     """The addresses of a name race each other, with a start each (RFC 8305, Happy Eyeballs)."""
     try:
-        found = await anyio.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = await look_up(address)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "that is no host name"
         raise ConnectError(f"looking up {address.host}: {reason}", "check the host name") from error

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import ssl
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from spicebridge.transport.address import ServerAddress, TcpAddress, UnixAddress, WebAddress
 from spicebridge.transport.connect import connect
-from spicebridge.transport.proxy_address import ProxyAddress
 from spicebridge.transport.target import Target
 from spicebridge.transport.wire import Wire
+
+if TYPE_CHECKING:
+    import ssl
+
+    from spicebridge.transport.proxy_address import ProxyAddress
 
 
 class Dialer:

@@ -14,6 +14,7 @@ import anyio
 
 from spicebridge.errors import EndpointError
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
+from spicebridge.transport.lookup import look_up
 from spicebridge.transport.stream import Stream
 
 _BACKLOG: Final = 4096  # the kernel takes what net.core.somaxconn allows
@@ -94,9 +95,7 @@ class Listener:
 
 async def _listen_tcp(address: TcpAddress) -> socket.socket:
     try:
-        found = await anyio.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = await look_up(address, socket.AI_PASSIVE)
         family, kind, protocol, _, sockaddr = found[0]
         sock = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:

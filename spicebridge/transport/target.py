@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from spicebridge.errors import UsageError
 from spicebridge.transport.address import ServerAddress
-from spicebridge.transport.proxy_address import ProxyAddress
+
+if TYPE_CHECKING:
+    from spicebridge.transport.proxy_address import ProxyAddress
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import re
-from difflib import get_close_matches
 from urllib.parse import quote, unquote
 
 from spicebridge.errors import UsageError
@@ -165,6 +164,8 @@ def _values(query: str) -> dict[str, str]:
 
 def _unknown(key: str) -> UsageError:
     """The refusal of a key, which is not repeated: it may be the end of a password with a ``&``."""
+    from difflib import get_close_matches  # here, as no URI that can be read needs it
+
     near = get_close_matches(key, _KEYS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KEYS)}"
     return UsageError("has an unknown key behind '?'", hint)

@@ -17,8 +17,8 @@ from spicebridge.protocol.dialogue import Exchange
 from spicebridge.protocol.events import ChannelsList, MainInit
 from spicebridge.protocol.framing import Framing
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
-from spicebridge.protocol.login import ServerTicket, new_ticket_key, ticket_pubkey
 from spicebridge.protocol.messages import encode_channels_list, encode_main_init
+from spicebridge.protocol.server_ticket import ServerTicket, new_ticket_key, ticket_pubkey
 from tests.conftest import PATIENCE
 
 Script = Callable[[socket.socket], None]

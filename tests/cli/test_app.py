@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from spicebridge import ConnectError, __version__
-from spicebridge.cli.app import app
+from spicebridge.cli.commands import app
 from tests.cli.conftest import PASSWORD, Offered
 from tests.cli.tools import Screen, connect, marked, read_exactly, run, tree, until, wait_event
 from tests.conftest import EXECUTABLE, PATIENCE, Spicebridge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from spicebridge import BridgeStatus
 from spicebridge.cli.log import LogFormat, set_up_logging
@@ -29,11 +27,10 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\n12:00:00 ERROR x: forged\x9b1m\u202e"
 
 def logged(log_format: LogFormat, text: str, *, level: int = logging.INFO) -> str:
     """What stands on stderr after an event with `text`."""
-    out = io.StringIO()
-    console = Console(file=out, highlight=False, markup=False, emoji=False)
-    set_up_logging(console, log_format, logging.DEBUG)
+    lines: list[str] = []
+    set_up_logging(lines.append, log_format, logging.DEBUG)
     BridgeStatus("port=p").event("linked", text, level, channel="port:0")
-    return out.getvalue()
+    return "".join(f"{line}\n" for line in lines)
 
 
 def test_a_line_has_time_level_bridge_and_text() -> None:

@@ -19,8 +19,9 @@ from spicebridge.protocol.constants import (
     CommonCap,
 )
 from spicebridge.protocol.dialogue import Exchange
-from spicebridge.protocol.login import ClientTicket, ServerTicket, _oaep, choose_login
+from spicebridge.protocol.login import ClientTicket, choose_login
 from spicebridge.protocol.sasl import ClientSasl
+from spicebridge.protocol.server_ticket import ServerTicket, _oaep
 from tests.protocol.wire import KEY, PUBKEY
 
 _DER: Final = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
@@ -112,32 +113,36 @@ def test_the_key_of_a_link_reply_fills_its_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pubkey", "expected", "got"),
+    "pubkey",
     [
-        (bytes(162), "an RSA public key in DER", "something else"),
-        (PUBKEY[:-1], "an RSA public key in DER", "something else"),
-        (der(rsa.generate_private_key(65537, 2048)), "an RSA key of 1024 bits", "of 2048"),
-        (der(ec.generate_private_key(ec.SECP256R1())), "an RSA key of 1024 bits", "of 256"),
+        bytes(162),
+        PUBKEY[:-1],
+        PUBKEY + b"\0",
+        der(rsa.generate_private_key(65537, 2048)),
+        der(ec.generate_private_key(ec.SECP256R1())),
     ],
-    ids=["zeros", "cut", "2048 bits", "elliptic curve"],
+    ids=["zeros", "cut", "longer", "2048 bits", "elliptic curve"],
 )
-def test_a_key_that_is_no_rsa_1024_is_refused_at_its_place(
-    pubkey: bytes, expected: str, got: str
-) -> None:
+def test_a_key_that_is_no_rsa_1024_is_refused_at_its_place(pubkey: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         Exchange(ClientTicket("x").steps(pubkey, 0))
     error = caught.value
     assert (error.message, error.offset) == ("SpiceLinkReply", 20)
-    assert error.expected == expected
-    assert got in error.got
+    assert error.expected == "an RSA public key of 1024 bits in DER"
+    assert error.got == "something else"
 
 
-def test_a_key_that_cannot_encrypt_is_refused_at_its_place() -> None:
-    """It has 1024 bits, but an even modulus."""
-    even = PUBKEY[:156] + bytes((PUBKEY[156] ^ 1,)) + PUBKEY[157:]
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(29, PUBKEY[29] & 0x7F), (156, PUBKEY[156] ^ 1), (161, PUBKEY[161] ^ 1)],
+    ids=["1023 bits", "even modulus", "even exponent"],
+)
+def test_a_key_that_cannot_encrypt_is_refused_at_its_place(place: int, value: int) -> None:
     with pytest.raises(ProtocolError) as caught:
-        Exchange(ClientTicket("x").steps(even, 0))
-    assert (caught.value.message, caught.value.offset) == ("SpiceLinkReply", 20)
+        Exchange(ClientTicket("x").steps(PUBKEY[:place] + bytes((value,)) + PUBKEY[place + 1 :], 0))
+    error = caught.value
+    assert (error.message, error.offset) == ("SpiceLinkReply", 20)
+    assert error.got == "one that does not encrypt"
 
 
 @given(st.lists(st.tuples(st.integers(0, 161), st.integers(0, 255)), max_size=4))

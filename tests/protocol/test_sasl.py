@@ -73,9 +73,17 @@ def test_bytes_may_be_cut_anywhere(cuts: set[int]) -> None:
     assert exchange.done
 
 
-def test_the_mechanism_of_sasl_is_that_of_auth_sasl_and_it_may_block() -> None:
+def test_the_mechanism_of_sasl_is_that_of_auth_sasl() -> None:
     assert login().mechanism is AuthMechanism.SASL
-    assert login().blocking
+
+
+def test_it_may_block_from_its_beginning_to_its_end() -> None:
+    way = login()
+    before = way.blocking
+    exchange = begun(way, "PLAIN")
+    meanwhile = way.blocking
+    exchange.receive_data(data(None) + DONE + ACCEPTED)
+    assert (before, meanwhile, way.blocking) == (False, True, False)
 
 
 # PLAIN and EXTERNAL

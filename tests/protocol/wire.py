@@ -16,7 +16,8 @@ from spicebridge.protocol.dialogue import Dialogue, Exchange
 from spicebridge.protocol.events import Event
 from spicebridge.protocol.framing import Framing
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
-from spicebridge.protocol.login import ServerLogin, ServerTicket, new_ticket_key, ticket_pubkey
+from spicebridge.protocol.login import ServerLogin
+from spicebridge.protocol.server_ticket import ServerTicket, new_ticket_key, ticket_pubkey
 
 KEY: Final = new_ticket_key()
 """The private key of every server in the tests: making one costs more than using it."""
