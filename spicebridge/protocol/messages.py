@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar
 
-import lz4.block
-
 from spicebridge.errors import ProtocolError
 from spicebridge.protocol.constants import (
     MAX_CHANNELS,
@@ -145,6 +143,8 @@ def _channels_list(body: Body) -> ChannelsList:
 
 
 def _compressed_data(body: Body) -> Unfolded:
+    import lz4.block  # here, as most channels never have any
+
     kind, size = body.unpack(_COMPRESSED)
     body.require(kind == DataCompressionType.LZ4, 0, "LZ4 (1)", kind)
     body.require(size <= MAX_UNCOMPRESSED, 1, f"at most {MAX_UNCOMPRESSED} bytes", size)

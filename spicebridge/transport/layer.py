@@ -18,6 +18,9 @@ from spicebridge.transport.wire import Wire, drop_written
 _CHUNK: Final = 256 * 1024
 """Bytes that are read from below, or taken from the caller, at a time."""
 
+_TURN: Final = 4
+"""Pieces, of `_CHUNK` bytes at most, that are read before others have their turn."""
+
 _BARREN: Final = 4
 """Reads from below, one after another, that may give the caller nothing before others have their
 turn: a peer may send empty frames for ever."""
@@ -85,9 +88,22 @@ class Layer(Wire):
 
     async def watch(self, step: Callable[[], bool]) -> None:
         """Calls `step` whenever there is something to read, here or below; see `Wire`."""
-        await anyio.lowlevel.checkpoint()
-        while step():
-            await (self.readable() if self._read_all else anyio.lowlevel.checkpoint())
+        more = True
+
+        def turn() -> bool:
+            nonlocal more
+            for _ in range(_TURN):
+                more = step()
+                if not more or self._ended:
+                    return False
+                if self._read_all:
+                    return True
+            return False
+
+        while more:
+            await self._inner.watch(turn)
+            if more and self._read_all:
+                await self.readable()  # and sends our last word meanwhile
 
     async def readable(self) -> None:
         """Waits until there may be something to read."""
