@@ -119,7 +119,8 @@ class Channel:
         if len(self._conversation.control) > _CONTROL_LIMIT:
             await self._answer()
         try:
-            while (count := self._read_nowait()) is None:
+            buffer = self._conversation.receive_buffer()
+            while (count := self._wire.read_nowait(buffer)) is None:
                 await self._until_readable()
         except OSError as error:
             raise self._broken(error) from error
@@ -152,25 +153,23 @@ class Channel:
         conversation = self._conversation
         enough = large = False
 
-        def read() -> bool | None:
+        def read() -> bool:
             nonlocal enough, large
             # behind large DATA only a header is read, as what follows may be large, too
             header = splice is not None and large and conversation.between_messages
             buffer = conversation.header_buffer() if header else conversation.receive_buffer()
             if (count := self._wire.read_nowait(buffer)) is None:
-                return None
+                return False
             items = self._received(count)
             enough = items is None or not take(items)
             large = conversation.data_left >= SPLICE_MIN or (count >= SPLICE_MIN and not header)
             return large
 
-        def pass_by(splice: Splice) -> bool | None:
+        def pass_by(splice: Splice) -> bool:
             nonlocal enough
             count = splice.fill(conversation.data_left)
-            if count is None:
-                return None
             if not count:
-                enough = self._received(0) is None
+                enough = count == 0 and self._received(0) is None
                 return False
             conversation.pass_by(count)
             spliced(count)
@@ -182,7 +181,7 @@ class Channel:
 
         def step() -> bool:
             for _ in range(_PIECES):
-                more = pass_by(splice) if large and splice and conversation.data_left else read()
+                more = pass_by(splice) if splice and large and conversation.data_left else read()
                 if enough or conversation.control:
                     return False
                 if not more:
@@ -232,9 +231,6 @@ class Channel:
     def hold(self, items: Sequence[memoryview | Event]) -> None:
         """Gives back what `receive` returned, for the next call of it to return again."""
         self._held = list(items)
-
-    def _read_nowait(self) -> int | None:
-        return self._wire.read_nowait(self._conversation.receive_buffer())
 
     async def _until_readable(self) -> None:
         """Waits for input, and sends our answers meanwhile if the peer did not take them yet."""

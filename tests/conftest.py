@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def short_tmp() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="sb-"))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user who runs the tests trusts, or goes through, is not ours."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("SPICE_PROXY", "SPICEBRIDGE_URI", "SPICEBRIDGE_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def peers() -> Iterator[ExitStack]:
+    """What keeps the peers of a test running until it has ended."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @dataclass

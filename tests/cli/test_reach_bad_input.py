@@ -61,6 +61,8 @@ from tests.conftest import EXECUTABLE, PATIENCE, Spicebridge
 from tests.peers.certificates import Authority, CertificateFiles, self_signed
 from tests.peers.processes import free_port
 
+pytestmark = pytest.mark.usefixtures("nothing_of_the_users")
+
 Start = Callable[..., Spicebridge]
 Refused = Callable[..., str]
 
@@ -72,14 +74,6 @@ TLS = TlsError.exit_code
 
 SECRET = "Tr0ub4dor3x"
 SPEC = ("--custom-channel", "unixsocket={}/s,channelid=128")
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the user who runs the tests trusts, or goes through, is not ours."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("SPICE_PROXY", "SPICEBRIDGE_URI", "SPICEBRIDGE_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -132,13 +126,6 @@ def good_port(folder: Path, certificates: dict[str, CertificateFiles]) -> Iterat
     """The port of a server on TLS with which nothing is wrong."""
     with served(folder, *tls_options(certificates["good"])) as server:
         yield server.port
-
-
-@pytest.fixture
-def peers() -> Iterator[ExitStack]:
-    """What keeps the peers of a test running until it has ended."""
-    with ExitStack() as stack:
-        yield stack
 
 
 def nowhere(folder: Path) -> str:

@@ -40,6 +40,8 @@ from tests.peers.certificates import Authority, CertificateFiles
 from tests.peers.processes import free_port
 from tests.protocol.sasl_tools import USER, ScramServer
 
+pytestmark = pytest.mark.usefixtures("nothing_of_the_users")
+
 Start = Callable[..., Spicebridge]
 
 SECRET = "Tr0ub4dor+3/x"
@@ -70,21 +72,6 @@ def assert_silent(*told: bytes | str) -> None:
 
 def told(finished: Finished) -> tuple[bytes, str]:
     return finished.stdout, finished.stderr
-
-
-@pytest.fixture(autouse=True)
-def _nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the user who runs the tests trusts, or goes through, is not ours."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("SPICE_PROXY", "SPICEBRIDGE_URI", "SPICEBRIDGE_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def peers() -> Iterator[ExitStack]:
-    """What keeps the peers of a test running until it has ended."""
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,6 @@ class Qemu:
         try:
             self._qmp = QmpClient(ours)
         except (QmpError, OSError) as error:
-            ours.close()
             failure = self.process.error(f"its control monitor does not answer: {error}")
             self.process.stop()
             raise failure from error

@@ -30,8 +30,12 @@ class QmpClient:
         self._sock = sock
         self._lines = sock.makefile("rb")
         self.events: list[dict[str, Any]] = []
-        self.greeting: dict[str, Any] = self._read()["QMP"]
-        self.execute("qmp_capabilities")
+        try:
+            self.greeting: dict[str, Any] = self._read()["QMP"]
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

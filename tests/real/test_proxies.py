@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +33,6 @@ LOGIN = Login("me", "hunter2")
 async def server() -> AsyncIterator[TcpAddress]:
     async with fake_proxy() as echo:
         yield TcpAddress("127.0.0.1", echo.port)
-
-
-@pytest.fixture
-def peers() -> Iterator[ExitStack]:
-    """What keeps the peers of a test running until it has ended."""
-    with ExitStack() as stack:
-        yield stack
 
 
 def at(scheme: str, port: int, login: Login | None = None) -> ProxyAddress:

@@ -48,13 +48,6 @@ def qemu(short_tmp: Path, certificate: CertificateFiles) -> Iterator[Qemu]:
         yield running
 
 
-@pytest.fixture
-def peers() -> Iterator[ExitStack]:
-    """What keeps the peers of a test running until it has ended."""
-    with ExitStack() as stack:
-        yield stack
-
-
 def trusting(certificate: CertificateFiles) -> tuple[str, str]:
     return "--ca-file", str(certificate.ca)
 

@@ -27,25 +27,10 @@ from tests.peers.qemu import QMP_PORT, Qemu
 from tests.peers.qmp_client import QmpClient
 from tests.real.tools import JSON_LOG, Start, connection, events, receive_to_end, wait_event
 
-pytestmark = pytest.mark.real_peer
+pytestmark = [pytest.mark.real_peer, pytest.mark.usefixtures("nothing_of_the_users")]
 
 SECRET = "Tr0ub4dor3x"
 LOGIN = Login("me", SECRET)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the user who runs the tests trusts, or goes through, is not ours."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("SPICE_PROXY", "SPICEBRIDGE_URI", "SPICEBRIDGE_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def peers() -> Iterator[ExitStack]:
-    """What keeps the peers of a test running until it has ended."""
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")
