@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 
 from spicebridge.bridge.join import Ended, Join, dismiss
@@ -18,6 +19,10 @@ from spicebridge.protocol.events import PortEvent, PortInit
 from spicebridge.protocol.messages import encode_port_event, encode_port_init, has_port_events
 
 _LOOK_EVERY: Final = 0.1  # seconds between two looks at whether a client is still there
+
+_MAX_LEAVING: Final = 8
+"""Applications on their way out at once, while the next client is served: programs may take
+seconds to end, and a client that comes and goes has one started each time."""
 
 _WEBDAV_NAME: Final = "org.spice-space.webdav.0"
 
@@ -41,10 +46,12 @@ class ServedBridge:
         self.done = anyio.Event()
         self._spec = spec
         self._endpoint = spec.endpoint
+        self._keep = spec.on_close == "keep" or spec.attach == "always"
         self._application: Application | None = None
         self._arrived = anyio.Event()
         self._free = anyio.Event()  # set once the application has been let go
         self._dismissals: TaskGroup
+        self._dismissed = 0  # and not gone yet
         self._join: Join | None = None
         self._stopping = False
 
@@ -122,6 +129,8 @@ class ServedBridge:
                     await self._until_gone(channel)
                     break
         finally:
+            if not (self._keep or self._endpoint.waits):  # one that was fetched for a client
+                await self._let_go()  # which went before it could say a word
             self.status.state = "waiting"
             self.status.event("unlinked", f"{channel.name} unlinked", channel=channel.name)
 
@@ -160,8 +169,7 @@ class ServedBridge:
     async def _run_join(self, channel: Channel) -> Ended:
         application = self._application
         assert application is not None  # noqa: S101 - the caller waited for it
-        keep = self._spec.on_close == "keep" or self._spec.attach == "always"
-        self._join = Join(application, channel, self.status.traffic, keep=keep, detach=True)
+        self._join = Join(application, channel, self.status.traffic, keep=self._keep, detach=True)
         if self._stopping:
             self._join.stop()
         self.status.state = "joined"
@@ -170,14 +178,28 @@ class ServedBridge:
             ended = await self._join.run()
         finally:
             self._join = None
-            if ended is Ended.CHANNEL_CLOSED and not keep:
-                # not for the client to wait for, nor for the next one
-                self._dismissals.start_soon(self._let_go, application, True)
-                self._application = None
-                self._free.set()
+            if ended is Ended.CHANNEL_CLOSED and not self._keep:
+                await self._dismiss(application)
             elif ended is not Ended.CHANNEL_CLOSED:
                 await self._let_go()
         return ended
+
+    async def _dismiss(self, application: Application) -> None:
+        """Lets an application go whose client has gone, which the next one need not wait for."""
+        if self._dismissed >= _MAX_LEAVING:
+            await self._let_go(owed=True)
+            return
+
+        async def let_go() -> None:
+            try:
+                await self._let_go(application, owed=True)
+            finally:
+                self._dismissed -= 1
+
+        self._dismissed += 1
+        self._dismissals.start_soon(let_go)
+        self._application = None
+        self._free.set()
 
     async def _let_go(self, gone: Application | None = None, owed: bool = False) -> None:
         """Lets an application go.
@@ -228,6 +250,7 @@ async def _until_data(channel: Channel) -> bool:
         if any(isinstance(item, memoryview) for item in items):
             channel.hold(items)
             return True
+        await anyio.lowlevel.checkpoint()  # others have their turn, whatever else it sends
     return False
 
 

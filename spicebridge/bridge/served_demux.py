@@ -88,6 +88,9 @@ class ServedDemux:
         """Makes a stream of every connection."""
         while True:
             application = await self._room.take()
+            if streams.ended:  # just now, when it was too late to cancel this
+                self._room.put_back(application)
+                return
             if not streams.full:
                 streams.add(application)
                 continue

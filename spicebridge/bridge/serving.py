@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -17,9 +18,12 @@ from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
 from spicebridge.client.session import ChannelInfo
 from spicebridge.errors import UsageError, one_error
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
+from spicebridge.server.limits import DEFAULT_LIMITS, ServerLimits
 from spicebridge.transport.address import Address
 from spicebridge.transport.listen import listen
 from spicebridge.transport.target import Target
+
+log = logging.getLogger(__name__)
 
 _INSTANCES: Final = 256  # of a channel type: the id is one byte
 
@@ -69,6 +73,7 @@ async def serve_bridges(
     password: str | None = None,
     tls: ssl.SSLContext | None = None,
     perm: int = 0o600,
+    limits: ServerLimits = DEFAULT_LIMITS,
     stop: anyio.Event | None = None,
     ready: Ready | None = None,
 ) -> None:
@@ -80,6 +85,7 @@ async def serve_bridges(
         password: the ticket; None to let everybody in.
         tls: our certificate and key, see `server_context`; None for plain connections.
         perm: mode of a Unix socket.
+        limits: of what clients may cost.
         stop: set by the caller to drain and end. Cancelling ends at once.
         ready: called when everything exists, with where it listens.
 
@@ -93,13 +99,18 @@ async def serve_bridges(
     offered = offers(specs, bridges)
     for bridge, offer in zip(bridges, offered, strict=True):
         bridge.status.channel = ChannelInfo(offer.type, offer.id)
-    endpoint = SpiceEndpoint(offered, password, tls)
+    endpoint = SpiceEndpoint(offered, password, tls, limits)
     async with AsyncExitStack() as stack:
         for bridge, spec in zip(bridges, specs, strict=True):
             await stack.enter_async_context(spec.endpoint)
             stack.push_async_callback(bridge.aclose)
             bridge.status.end = spec.endpoint.name
         listener = stack.enter_context(await listen(address, perm))
+        if password is None and not listener.is_local:
+            log.warning(
+                "whoever can reach %s may use these channels; --password-file keeps others out",
+                listener.address,
+            )
         with one_error():
             async with anyio.create_task_group() as tasks:
                 for bridge in bridges:

@@ -5,6 +5,9 @@ It does as libspice-server does where clients can tell: MAIN_INIT, the list of c
 the main channel, a PING at the start of every other one. It differs where it can say more: a type
 that it does not offer and a channel that is in use are refused with CHANNEL_NOT_AVAILABLE instead
 of silence, and several clients may be there at once, one for each channel.
+
+What clients may cost is bounded: see `ServerLimits`, and for those that have not logged in `Lobby`
+and `Guesses`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -26,17 +28,17 @@ from spicebridge.protocol.events import ChannelsList
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
 from spicebridge.protocol.login import encode_password
 from spicebridge.protocol.server_ticket import ServerTicket, new_ticket_key, ticket_pubkey
+from spicebridge.server.guesses import Attempt, Guesses
+from spicebridge.server.limits import DEFAULT_LIMITS, ServerLimits
+from spicebridge.server.lobby import Lobby
 from spicebridge.server.session import ServedSession, new_ping
-from spicebridge.transport.listen import Listener
+from spicebridge.transport.listen import Listener, origin_of
 from spicebridge.transport.steps import step
 from spicebridge.transport.stream import Stream
 from spicebridge.transport.tls import TlsWire, reason_of
 from spicebridge.transport.wire import Wire
 
 log = logging.getLogger(__name__)
-
-LOGIN_TIMEOUT: Final = 10.0
-"""Seconds that a client has to link and log in."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class SpiceEndpoint:
         offers: the channels; no type and id twice.
         password: the ticket; None to let everybody in.
         tls: our certificate and key, where clients are to speak TLS.
+        limits: of what clients may cost.
 
     Raises:
         UsageError: the password is longer than SPICE takes.
@@ -72,8 +75,12 @@ class SpiceEndpoint:
         offers: Sequence[Offer],
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
+        limits: ServerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._offers = {(offer.type, offer.id): offer for offer in offers}
+        self._limits = limits
+        self._lobby = Lobby(limits.logins)
+        self._guesses = Guesses(limits.guess_time)
         self._password = password
         self._tls = tls
         if password is not None:
@@ -100,15 +107,18 @@ class SpiceEndpoint:
 
     async def _client(self, stream: Stream, peer: str) -> None:
         wire = stream if self._tls is None else TlsWire(stream, self._tls, server=True)
+        origin = origin_of(stream)
+        linked: Linked | None = None
         try:
-            linked = await self._log_in(wire)
+            with self._lobby.waiting(origin):
+                linked = await self._log_in(wire, origin)
         except (SpicebridgeError, OSError) as error:
             log.warning("%s: %s", peer, error)
-            wire.close()
+        finally:
+            if linked is None:  # refused, in vain, or pushed out
+                wire.close()
+        if linked is None:
             return
-        except BaseException:
-            wire.close()
-            raise
         channel = Channel(wire, linked, server=True)
         key = linked.request.channel_type, linked.request.channel_id
         log.debug("%s has linked %s", peer, channel.name)
@@ -133,11 +143,12 @@ class SpiceEndpoint:
 
     # Linking
 
-    async def _log_in(self, wire: Wire) -> Linked:
-        exchange = Exchange(link_server(self._pubkey, self._logins, self._available, self._admit))
+    async def _log_in(self, wire: Wire, origin: str) -> Linked:
+        attempts = [Attempt(login) for login in self._logins]
+        exchange = Exchange(link_server(self._pubkey, attempts, self._available, self._admit))
         admitted = False
         try:
-            async with step("waiting for a client to link", LOGIN_TIMEOUT):
+            async with step("waiting for a client to log in", self._limits.login_time, hint=""):
                 if isinstance(wire, TlsWire):
                     await self._start_tls(wire)
                 while not exchange.done:
@@ -145,9 +156,14 @@ class SpiceEndpoint:
                     count = await wire.read_into(memoryview(buffer))
                     if not count:
                         raise ProtocolError("SpiceLinkMess", 0, "a link", "a closed connection")
+                    if any(attempt.begun for attempt in attempts):
+                        await self._guesses.turn(origin)
                     try:
                         exchange.receive_data(bytes(buffer[:count]))
                     finally:  # a refusal, too
+                        if any(attempt.wrong for attempt in attempts):
+                            self._guesses.wrong(origin)
+                            await self._guesses.turn(origin)
                         await wire.write_all([memoryview(exchange.data_to_send())])
             admitted = True
             return exchange.result
@@ -166,13 +182,13 @@ class SpiceEndpoint:
 
     def _available(self, request: LinkRequest) -> LinkErr:
         if request.channel_type == ChannelType.MAIN and request.channel_id == 0:
-            return LinkErr.OK
+            return self._room()
         key = request.channel_type, request.channel_id
         return LinkErr.OK if key in self._offers else LinkErr.CHANNEL_NOT_AVAILABLE
 
     def _admit(self, request: LinkRequest) -> LinkErr:
         if request.channel_type == ChannelType.MAIN:
-            return LinkErr.BAD_CONNECTION_ID if request.connection_id else LinkErr.OK
+            return LinkErr.BAD_CONNECTION_ID if request.connection_id else self._room()
         if request.connection_id not in self._sessions:
             return LinkErr.BAD_CONNECTION_ID
         key = request.channel_type, request.channel_id
@@ -181,10 +197,18 @@ class SpiceEndpoint:
         self._linked.add(key)
         return LinkErr.OK
 
+    def _room(self) -> LinkErr:
+        """Whether there is room for another session."""
+        if len(self._sessions) < self._limits.sessions:
+            return LinkErr.OK
+        log.warning("%d sessions are open: no other is let in", len(self._sessions))
+        return LinkErr.ERROR
+
     # Channels
 
     async def _main(self, channel: Channel, peer: str) -> None:
-        session = ServedSession(channel, peer, ChannelsList(tuple(self._offers)))
+        offered = ChannelsList(tuple(self._offers))
+        session = ServedSession(channel, peer, offered, self._limits.pong_time)
         self._sessions[session.id] = session
         try:
             await session.run()
@@ -192,9 +216,10 @@ class SpiceEndpoint:
             del self._sessions[session.id]
 
     async def _other(self, channel: Channel, offer: Offer) -> None:
-        # tells the client that it has the channel, which a link result of 0 does not
-        await channel.send_message(Msg.PING, new_ping(1))
         session = self._sessions.get(channel.linked.request.connection_id)
-        if session is not None:  # otherwise it has ended meanwhile
-            with session.holding():
-                await offer.serve(channel)
+        if session is None:  # it has ended meanwhile
+            return
+        with session.holding():
+            # tells the client that it has the channel, which a link result of 0 does not
+            await channel.send_message(Msg.PING, new_ping(1))
+            await offer.serve(channel)

@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 PING_EVERY: Final = 10.0
 """Seconds between two pings on the main channel."""
 
-PONG_TIMEOUT: Final = 30.0
-"""Seconds after which a client that owes a PONG is disconnected, as by libspice-server."""
-
 SESSION_GRACE: Final = 2.0
 """Seconds that the channels of a session have to end by themselves after its main channel."""
+
+MAIN_MESSAGES: Final = 10_000
+"""Messages a second that a main channel may bring, far more than any client sends: who sends more
+has to wait for us, and not all the others."""
 
 _MAX_SESSION_ID: Final = 2**32 - 1
 
@@ -37,16 +38,19 @@ class ServedSession:
         main: its main channel.
         peer: who the client is, for the log.
         offered: what it gets as the list of channels.
+        pong_time: seconds after which a client that owes a PONG is disconnected.
 
     Attributes:
         id: what the client's other channels are linked with.
     """
 
-    def __init__(self, main: Channel, peer: str, offered: ChannelsList) -> None:
+    def __init__(self, main: Channel, peer: str, offered: ChannelsList, pong_time: float) -> None:
         self.id = secrets.randbelow(_MAX_SESSION_ID) + 1
         self._main = main
         self._peer = peer
         self._offered = offered
+        self._pong_time = pong_time
+        self._pinged = 0  # the number of the last ping
         self._ponged = anyio.Event()
         self._channels: set[anyio.CancelScope] = set()
 
@@ -102,21 +106,23 @@ class ServedSession:
                     await self._main.send_message(
                         Msg.MAIN_CHANNELS_LIST, encode_channels_list(self._offered)
                     )
-                elif isinstance(item, Pong):
-                    self._ponged.set()
-                else:
+                elif not isinstance(item, Pong):
                     log.debug("%s: main: %s", self._peer, item)
+                elif item.id == self._pinged:
+                    self._ponged.set()
+            # one that has gone says no more than what has come, and is not to be here for long
+            await anyio.sleep(0 if self._main.peer_ended() else len(items) / MAIN_MESSAGES)
 
     async def _ping(self) -> None:
-        number = 0
         while True:
-            number += 1
+            self._pinged += 1
             self._ponged = anyio.Event()
-            await self._main.send_message(Msg.PING, new_ping(number))
-            with anyio.move_on_after(PONG_TIMEOUT):
+            with anyio.move_on_after(self._pong_time):
+                # a client that reads nothing does not even let us ask
+                await self._main.send_message(Msg.PING, new_ping(self._pinged))
                 await self._ponged.wait()
             if not self._ponged.is_set():
-                raise _SilentClientError(f"no PONG within {PONG_TIMEOUT:g} seconds")
+                raise _SilentClientError(f"no PONG within {self._pong_time:g} seconds")
             await anyio.sleep(PING_EVERY)
 
 

@@ -11,19 +11,22 @@ import anyio
 import pytest
 
 from spicebridge import (
+    Application,
     BridgeSpec,
     Channel,
+    ChannelClosedError,
     ChannelInfo,
     ChannelWanted,
     PortEvent,
     ProcessEndpoint,
     StdioEndpoint,
+    TcpAddress,
     UnixAddress,
     UsageError,
     open_session,
 )
 from spicebridge.bridge.served import ServedBridge
-from spicebridge.bridge.serving import offers
+from spicebridge.bridge.serving import offers, serve_bridges
 from spicebridge.protocol.constants import PortEventType
 from spicebridge.transport.target import Target
 from tests.bridge.tools import (
@@ -324,3 +327,71 @@ async def test_a_program_with_a_client_is_ended_at_the_end(short_tmp: Path, log:
             await app.aclose()
             await server.wait()
         assert (short_tmp / "left").read_text() == "ended\n"
+
+
+# Clients that cost something
+
+
+async def test_without_a_password_others_are_not_let_in_unsaid(
+    short_tmp: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def warned(host: str, password: str | None) -> bool:
+        caplog.clear()
+        stop = anyio.Event()
+        stop.set()
+        with anyio.fail_after(PATIENCE):
+            await serve_bridges(
+                TcpAddress(host, 0), [spec(short_tmp / "s")], password=password, stop=stop
+            )
+        return "may use these channels; --password-file keeps others out" in caplog.text
+
+    assert await warned("0.0.0.0", None)
+    assert not await warned("0.0.0.0", "sesame")
+    assert not await warned("127.0.0.1", None)
+
+
+async def test_a_program_whose_client_went_before_it_came_is_let_go(
+    short_tmp: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not for the next client."""
+    address = UnixAddress(str(short_tmp / "spice"))
+    gone = anyio.Event()
+
+    class Slow(ProcessEndpoint):
+        async def accept(self) -> Application:
+            application = await super().accept()
+            await gone.wait()
+            return application
+
+    async with served(address, spec(Slow("cat"), port="x")):
+        async with open_session(Target(address)) as session:
+            channel = await session.open_channel(ChannelInfo(10, 0))
+            await channel.send(b"x")
+            await log.wait("linked")
+            monkeypatch.setattr("spicebridge.bridge.served._tell", refuse)
+            gone.set()
+            await log.wait("app-gone")
+            channel.abort()
+
+
+async def refuse(*_: object) -> None:
+    raise ChannelClosedError("the link of port:0 broke: Connection reset by peer")
+
+
+async def test_no_more_programs_are_on_their_way_out_than_may_be(
+    short_tmp: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spicebridge.bridge.served._MAX_LEAVING", 1)
+    monkeypatch.setattr("spicebridge.bridge.join.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("spicebridge.endpoints.process.EXIT_TIMEOUT", 0.1)
+    address = UnixAddress(str(short_tmp / "spice"))
+    stubborn = ProcessEndpoint("sleep 1000")
+    async with served(address, spec(stubborn)), open_session(Target(address)) as session:
+        for count in (1, 2, 3):
+            channel = await session.open_channel(ChannelInfo(128, 0))
+            await channel.send(b"x")
+            await log.wait("app-connected", count=count)
+            if count == 3:  # the second had to go before its client's channel was free
+                assert log.find("app-gone")
+            await channel.aclose()
+    assert len(log.find("app-gone")) == 3

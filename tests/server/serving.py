@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from spicebridge.protocol.constants import Msg
 from spicebridge.protocol.events import PortInit
 from spicebridge.protocol.messages import encode_port_init
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
+from spicebridge.server.limits import DEFAULT_LIMITS, ServerLimits
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
 from spicebridge.transport.listen import listen
 from spicebridge.transport.steps import step
@@ -28,7 +30,7 @@ Guest = Callable[[Channel], Awaitable[None]]
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No new key for every server, and no moment for guests before a channel is left."""
     monkeypatch.setattr("spicebridge.server.endpoint.new_ticket_key", lambda: KEY)
-    monkeypatch.setattr("spicebridge.channel.SETTLE_TIME", 0.001)
+    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.001)
 
 
 def make_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.1) -> None:
@@ -69,10 +71,15 @@ async def deaf(channel: Channel) -> None:
 
 @asynccontextmanager
 async def serving(
-    address: Address, offers: Sequence[Offer], password: str | None = None
+    address: Address,
+    offers: Sequence[Offer],
+    password: str | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
+    limits: ServerLimits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Address]:
     """Serves these offers; gives the address."""
-    endpoint = SpiceEndpoint(offers, password)
+    endpoint = SpiceEndpoint(offers, password, tls, limits)
     with one_error(), anyio.fail_after(PATIENCE), await listen(address) as listener:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(endpoint.serve, listener)

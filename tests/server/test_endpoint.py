@@ -23,6 +23,7 @@ from spicebridge.protocol.constants import ChannelType, MsgC
 from spicebridge.protocol.events import ChannelsList, MainInit, Ping
 from spicebridge.protocol.link import LinkRequest
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
+from spicebridge.server.limits import ServerLimits
 from spicebridge.transport.address import Address
 from spicebridge.transport.connect import connect
 from spicebridge.transport.dial import Dialer
@@ -32,10 +33,13 @@ from spicebridge.transport.target import Target
 from tests.protocol.test_link import LINK_MESS
 from tests.protocol.wire import message
 from tests.server.serving import echo, make_quick, port, serving, somewhere
-from tests.transport.pairs import read_to_end, settled, until
+from tests.transport.pairs import read_exactly, read_to_end, settled, until
 
 OFFERS = [Offer(10, 0, port("org.x.0")), Offer(9, 0, echo)]
 PORT0 = ChannelInfo(10, 0)
+
+MAIN_MESS = bytes.fromhex("52454451 02000000 02000000 12000000 00000000 0100 00000000 00000000")
+MAIN_MESS += bytes.fromhex("12000000")
 
 
 async def linked(address: Address, request: LinkRequest, password: str = "") -> Channel:
@@ -267,16 +271,17 @@ async def test_a_client_that_goes_while_it_is_let_in_leaves_its_channel_free(
 async def test_stopping_while_a_client_logs_in_closes_its_connection(short_tmp: Path) -> None:
     async with serving(somewhere("unix", short_tmp), OFFERS) as address:
         stream = await connect(address)
-        await settled()
-    assert await read_to_end(stream) == b""
+        await stream.write_all([memoryview(MAIN_MESS)])
+        assert (await read_exactly(stream, 20))[:4] == b"REDQ"
+    assert await read_to_end(stream)  # what the reply has besides
     stream.close()
 
 
 async def test_a_client_that_does_not_answer_pings_is_disconnected(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    short_tmp: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("spicebridge.server.session.PONG_TIMEOUT", 0.05)
-    async with serving(somewhere("unix", short_tmp), OFFERS) as address:
+    limits = ServerLimits(pong_time=0.2)
+    async with serving(somewhere("unix", short_tmp), OFFERS, limits=limits) as address:
         silent = await main(address)
         await read_to_end(silent._wire)
         silent.abort()
@@ -317,15 +322,12 @@ async def test_who_does_not_link_is_sent_away_and_logged(
     assert [record.levelname for record in caplog.records if record.levelno > 20] == ["WARNING"]
 
 
-async def test_who_connects_and_is_silent_is_sent_away(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("spicebridge.server.endpoint.LOGIN_TIMEOUT", 0.05)
-    async with serving(somewhere("unix", short_tmp), OFFERS) as address:
+async def test_who_connects_and_is_silent_is_sent_away(short_tmp: Path) -> None:
+    limits = ServerLimits(login_time=0.05)
+    async with serving(somewhere("unix", short_tmp), OFFERS, limits=limits) as address:
         stream = await connect(address)
         assert await read_to_end(stream) == b""
         stream.close()
-        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("where", ["main", "port"])
