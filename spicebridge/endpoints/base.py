@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,8 @@ class Application:
             sending is done; None to wait until it takes nothing more.
         ends_with_output: whether it is done as soon as it takes nothing more, even while it still
             could send (stdout of a shell pipeline).
+        send_break: gives it a break, as on a serial line, behind all that was written before;
+            None where there is no such thing.
     """
 
     def __init__(
@@ -28,11 +31,18 @@ class Application:
         *,
         linger: float | None = None,
         ends_with_output: bool = False,
+        send_break: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.stream = stream
         self.name = name
         self.linger = linger
         self.ends_with_output = ends_with_output
+        self.send_break = send_break
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has gone and left nothing that could still be sent for it."""
+        return self.stream.hung_up() and not self.stream.unread()
 
     async def aclose(self) -> None:
         """Lets it go.

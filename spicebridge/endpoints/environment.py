@@ -15,9 +15,18 @@ PROXY_VARIABLE: Final = "SPICE_PROXY"
 """As spice-gtk has it: the proxy, perhaps with the password of a login."""
 
 
+_SERVICE_MANAGER: Final = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+"""Beginnings of what a service manager says to us alone (sd_notify(3), sd_watchdog_enabled(3),
+sd_listen_fds(3)): no program of ours is to speak for us, or to look for descriptors."""
+
+
 def environment() -> dict[str, str]:
-    """Ours, less what is or may have a secret, for a program that we start."""
-    return {name: value for name, value in os.environ.items() if not _may_be_secret(name, value)}
+    """Ours, for a program that we start: less what is or may have a secret, and what is for us."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_SERVICE_MANAGER) and not _may_be_secret(name, value)
+    }
 
 
 def _may_be_secret(name: str, value: str) -> bool:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import tty
 
 import anyio
 
 from spicebridge.endpoints.base import Application, Endpoint
+from spicebridge.endpoints.pty_break import PtyBreak
 from spicebridge.errors import EndpointError
+from spicebridge.transport.entry import Entry
 from spicebridge.transport.stream import Stream
 
 _LOOK_EVERY = 0.1  # seconds; QEMU's pty looks every second
@@ -33,6 +36,7 @@ class PtyEndpoint(Endpoint):
         self._asked_name = f"pty={link}" if link else "pty"
         self.name = self._asked_name
         self._link = link
+        self._made: Entry | None = None
         self._master = -1
         self._path = ""
         self._released = anyio.Event()
@@ -40,9 +44,15 @@ class PtyEndpoint(Endpoint):
 
     async def open(self) -> None:
         """Creates the terminal and the link to it."""
-        self._master, slave = os.openpty()
+        try:
+            self._master, slave = os.openpty()
+        except OSError as error:
+            raise EndpointError(
+                f"{self._asked_name}: cannot create a terminal: {error.strerror}"
+            ) from error
         try:
             tty.setraw(slave)
+            os.fchmod(slave, 0o600)  # the group tty may write to others (write(1))
             self._path = os.ttyname(slave)
         finally:
             os.close(slave)
@@ -52,17 +62,34 @@ class PtyEndpoint(Endpoint):
             try:
                 self._make_link()
             except OSError as error:
-                os.close(self._master)
-                self._master = -1
+                self.close()
                 raise EndpointError(
                     f"{self._asked_name}: cannot create the link: {error.strerror}",
                     "choose a path that is free, in a folder that you may write to",
                 ) from error
 
     def _make_link(self) -> None:
-        if os.path.islink(self._link) and not os.path.exists(self._link):
-            os.unlink(self._link)  # left by one that could not tidy up
+        self._remove_old_link()
         os.symlink(self._path, self._link)
+        self._made = Entry.made(self._link, stat.S_IFLNK, 0o777)  # all links have it
+
+    def _remove_old_link(self) -> None:
+        """Removes a link of ours that one left behind who could not tidy up.
+
+        It leads nowhere, or to our own terminal: the lowest number that is free is often the same.
+        """
+        try:
+            found = Entry(self._link)
+        except OSError:  # nothing there; what else is wrong, making the link will tell
+            return
+        with found:
+            if not stat.S_ISLNK(found.status.st_mode) or not found.ours:
+                return
+            target = os.readlink(self._link)
+            folder = os.path.dirname(self._path)
+            gone = os.path.dirname(target) == folder and not os.path.lexists(target)
+            if gone or target == self._path:
+                found.remove()
 
     async def accept(self) -> Application:
         """Waits until somebody has the terminal open, once the last one has been let go."""
@@ -74,7 +101,7 @@ class PtyEndpoint(Endpoint):
         self._released = anyio.Event()
         master = os.dup(self._master)
         stream = Stream(master, master, end=lambda: None, close=lambda: self._release(master))
-        return Application(stream, self._path)
+        return Application(stream, self._path, send_break=PtyBreak(stream, self._path).send)
 
     def _release(self, master: int) -> None:
         os.close(master)
@@ -82,8 +109,9 @@ class PtyEndpoint(Endpoint):
 
     def close(self) -> None:
         """Gives the terminal back and removes the link."""
+        if self._made is not None:
+            self._made.remove()
+            self._made = None
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
-            if self._link and os.path.islink(self._link) and os.readlink(self._link) == self._path:
-                os.unlink(self._link)

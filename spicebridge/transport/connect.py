@@ -13,6 +13,7 @@ import anyio
 
 from spicebridge.errors import ConnectError
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
+from spicebridge.transport.keepalive import keep_alive
 from spicebridge.transport.lookup import AddressInfo, look_up
 from spicebridge.transport.steps import step
 from spicebridge.transport.stream import Stream
@@ -113,6 +114,7 @@ async def _connect_one(info: AddressInfo) -> socket.socket:
             if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(code, os.strerror(code)) from None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
     except BaseException:
         sock.close()
         raise

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from spicebridge import Application, EndpointError, PipeEndpoint
+from spicebridge.transport.entry import Entry
 from tests.endpoints.tools import accepted, open_fds, read_exactly, write
 
 
@@ -79,6 +80,84 @@ async def test_the_mode_of_a_fifo_is_what_was_asked_for_under_any_umask(
         os.umask(before)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+@pytest.mark.parametrize("perm", [0o600, 0o666])
+async def test_a_fifo_is_never_wider_open_than_asked_for(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, perm: int, umask: int
+) -> None:
+    modes = []
+    made = Entry.made
+
+    def look(path: str, kind: int, perm: int) -> Entry:
+        modes.append(stat.S_IMODE(os.lstat(path).st_mode))
+        return made(path, kind, perm)
+
+    monkeypatch.setattr(Entry, "made", look)
+    before = os.umask(umask)
+    try:
+        async with PipeEndpoint(str(short_tmp / "p"), perm=perm):
+            assert modes == [perm & ~umask] * 2
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("name", ["p.in", "p.out"])
+@pytest.mark.parametrize("target", ["fifo", "nowhere"])
+async def test_a_symbolic_link_is_not_followed(short_tmp: Path, name: str, target: str) -> None:
+    for each in ("p.in", "p.out", "fifo"):
+        os.mkfifo(short_tmp / each)
+    (short_tmp / name).unlink()
+    (short_tmp / name).symlink_to(short_tmp / target)
+    with pytest.raises(EndpointError, match=f"{name} is a symbolic link, which is not followed"):
+        await PipeEndpoint(str(short_tmp / "p")).open()
+    assert (short_tmp / name).is_symlink()
+
+
+async def test_fifos_of_another_user_are_not_used(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("p.in", "p.out"):
+        os.mkfifo(short_tmp / name)
+        os.chown(short_tmp / name, os.getuid() or 1, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: (os.getuid() or 1) + 1)
+    with pytest.raises(EndpointError, match=r"p\.in is a FIFO of another user"):
+        await PipeEndpoint(str(short_tmp / "p")).open()
+    assert fifos(short_tmp) == {"p.in", "p.out"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("link", r"cannot open .*p\.out: Too many levels"), ("file", r"p\.out exists and is no FIFO")],
+)
+async def test_what_came_into_the_place_of_a_fifo_is_neither_used_nor_removed(
+    short_tmp: Path, kind: str, says: str
+) -> None:
+    async with PipeEndpoint(str(short_tmp / "p")) as endpoint:
+        before = open_fds()
+        (short_tmp / "p.out").unlink()
+        if kind == "link":
+            (short_tmp / "p.out").symlink_to(short_tmp / "p.in")
+        else:
+            (short_tmp / "p.out").write_text("precious")
+        there = (short_tmp / "p.out").lstat()
+        with pytest.raises(EndpointError, match=says):
+            await endpoint.accept()
+        assert open_fds() == before
+    assert [path.name for path in short_tmp.iterdir()] == ["p.out"]
+    assert (short_tmp / "p.out").lstat() == there
+
+
+async def test_fifos_that_somebody_has_made_anew_stay(short_tmp: Path) -> None:
+    async with PipeEndpoint(str(short_tmp / "p")) as endpoint:
+        for name in ("p.in", "p.out"):
+            (short_tmp / name).unlink()
+            os.mkfifo(short_tmp / name, 0o600)
+        application = await endpoint.accept()
+        await exchange(short_tmp, application)
+        await application.aclose()
+    assert fifos(short_tmp) == {"p.in", "p.out"}
+
+
 async def test_a_fifo_that_cannot_be_created_leaves_no_other_behind(short_tmp: Path) -> None:
     name = "x" * 252  # with .in it is as long as a name may be, with .out too long
     with pytest.raises(EndpointError, match="File name too long"):
@@ -135,8 +214,10 @@ async def test_no_descriptor_is_left_open(short_tmp: Path) -> None:
     before = open_fds()
     endpoint = PipeEndpoint(str(short_tmp / "p"))
     await endpoint.open()
+    unused = open_fds()
     application = await endpoint.accept()
-    assert len(open_fds() - before) == 2
+    assert len(open_fds() - unused) == 2
     await application.aclose()
+    assert open_fds() == unused
     endpoint.close()
     assert open_fds() == before

@@ -87,7 +87,7 @@ async def test_a_real_time_signal_is_told_like_any_other() -> None:
 async def test_one_that_does_not_heed_its_end_of_file_is_terminated_without_an_error(
     monkeypatch: pytest.MonkeyPatch, short_tmp: Path
 ) -> None:
-    monkeypatch.setattr(process, "EXIT_TIMEOUT", 0.1)
+    monkeypatch.setattr(process, "EXIT_TIMEOUT", 1.0)
     left = short_tmp / "left"
     script = f"trap 'echo TERM > {left}; exit' TERM; echo ready; while :; do sleep 0.01; done"
     async with accepted(ProcessEndpoint(f'sh -c "{script}"')) as application:
@@ -134,31 +134,61 @@ async def test_ctrl_c_is_not_for_it() -> None:
         assert os.getsid(pid) == pid != os.getsid(0)
 
 
-async def test_the_password_is_not_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPICEBRIDGE_PASSWORD", "secret")
+SECRETS = {
+    "SPICEBRIDGE_PASSWORD": "secret",
+    "SPICE_PROXY": "http://user:secret@proxy:3128",
+    "NOTIFY_SOCKET": "/run/notify",
+    "WATCHDOG_USEC": "1000000",
+    "WATCHDOG_PID": "1",
+    "LISTEN_FDS": "1",
+    "LISTEN_PID": "1",
+    "LISTEN_FDNAMES": "console",
+}
+"""What is secret, and what a service manager says to us alone."""
+
+
+async def test_no_secret_and_nothing_that_is_for_us_is_in_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("SPICEBRIDGE_URI", "spice://h:1")
-    async with accepted(ProcessEndpoint("env")) as application:
-        text = b""
-        while piece := await read_some(application):
-            text += piece
-    lines = text.splitlines()
-    assert not any(b"PASSWORD" in line or b"secret" in line for line in lines)
+    lines = (await said_by("env")).splitlines()
+    assert not {line.partition(b"=")[0].decode() for line in lines} & set(SECRETS)
     assert b"SPICEBRIDGE_URI=spice://h:1" in lines
     assert b"PATH=" + os.environb[b"PATH"] in lines
 
 
+async def said_by(command: str) -> bytes:
+    async with accepted(ProcessEndpoint(command)) as application:
+        text = b""
+        while piece := await read_some(application):
+            text += piece
+    return text
+
+
 async def test_it_inherits_none_of_our_descriptors() -> None:
+    """Not even those that we have inherited ourselves."""
     secret, other = os.pipe()
+    os.set_inheritable(secret, True)
     try:
-        async with accepted(ProcessEndpoint("ls -l /proc/self/fd")) as application:
-            text = b""
-            while piece := await read_some(application):
-                text += piece
-        numbers = {line.split()[8] for line in text.splitlines() if b"->" in line}
-        assert numbers <= {b"0", b"1", b"2", b"3"}  # 3 is the folder that ls reads
+        lines = (await said_by("ls -l /proc/self/fd")).splitlines()
     finally:
         os.close(secret)
         os.close(other)
+    numbers = {line.split()[8] for line in lines if b"->" in line}
+    assert numbers <= {b"0", b"1", b"2", b"3"}  # 3 is the folder that ls reads
+
+
+async def test_signals_are_as_programs_expect() -> None:
+    """Python ignores SIGPIPE and SIGXFSZ; a program that goes on writing is to end."""
+    status = dict(
+        line.split(b":\t") for line in (await said_by("cat /proc/self/status")).splitlines()
+    )
+    assert int(status[b"SigBlk"], 16) == 0
+    ignored = int(status[b"SigIgn"], 16)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        assert not ignored & 1 << number - 1, number.name
 
 
 async def test_its_descriptors_block_as_programs_expect() -> None:

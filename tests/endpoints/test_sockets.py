@@ -243,6 +243,51 @@ async def test_we_connect_to_an_application_that_listens(short_tmp: Path) -> Non
         assert (short_tmp / "s").exists()  # it is not ours
 
 
+async def test_a_socket_that_came_while_ours_was_there_is_not_removed(short_tmp: Path) -> None:
+    """No file gets the inode of ours as long as we have it, however soon it was removed."""
+    path = short_tmp / "s"
+    for _ in range(20):
+        async with listening(path):
+            path.unlink()
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(str(path))
+        assert path.is_socket()
+        path.unlink()
+
+
+async def test_the_file_is_gone_before_nobody_listens(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another spicebridge could take it for one that was left behind, and have the path."""
+    path = short_tmp / "s"
+    there = []
+    async with listening(path) as endpoint:
+        monkeypatch.setattr(anyio, "notify_closing", lambda _: there.append(path.exists()))
+        endpoint.close()
+    assert there == [False]
+
+
+@pytest.mark.parametrize("mode", ["listen", "connect"])
+async def test_a_tcp_application_that_goes_without_a_word_is_found_out(mode: str) -> None:
+    if mode == "listen":
+        endpoint = ListeningEndpoint("tcp", TcpAddress("127.0.0.1", 0))
+        await endpoint.open()
+        address = parse_host_port(endpoint.name.removeprefix("tcp="))
+        app = socket.create_connection((address.host, address.port), PATIENCE)
+        application = await endpoint.accept()
+        endpoint.close()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = TcpAddress(*listener.getsockname())
+            application = await ConnectingEndpoint("tcp", address).accept()
+            app, _ = listener.accept()
+    sock = application.stream.socket
+    assert sock is not None
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    await application.aclose()
+    app.close()
+
+
 async def test_we_connect_to_an_application_at_a_tcp_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = TcpAddress(*listener.getsockname())

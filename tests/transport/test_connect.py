@@ -31,6 +31,15 @@ def server(path: Path | None = None, backlog: int = 1) -> tuple[socket.socket, T
     return sock, TcpAddress("127.0.0.1", sock.getsockname()[1])
 
 
+def assert_kept_alive(sock: socket.socket) -> None:
+    """A peer that has gone without a word is found out in 2 minutes; one that stalls may stay."""
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle, interval, probes = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert idle + interval * probes == 120
+    assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+
 async def test_a_tcp_server_is_reached_without_delay_of_small_messages() -> None:
     listening, address = server()
     with listening:
@@ -41,6 +50,7 @@ async def test_a_tcp_server_is_reached_without_delay_of_small_messages() -> None
             assert await read_exactly(stream, 5) == b"hello"
             with socket.socket(fileno=os.dup(stream.reader)) as sock:
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert_kept_alive(sock)
                 assert not os.get_blocking(sock.fileno())
             stream.close()
 

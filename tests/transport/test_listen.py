@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -13,10 +14,13 @@ import anyio
 import pytest
 
 from spicebridge.errors import EndpointError
+from spicebridge.transport import entry
 from spicebridge.transport.address import TcpAddress, UnixAddress
 from spicebridge.transport.connect import connect
+from spicebridge.transport.entry import Entry, folder_locked
 from spicebridge.transport.listen import _MAX_UNIX_PATH, listen
 from tests.transport.pairs import read_exactly, settled
+from tests.transport.test_connect import assert_kept_alive
 
 
 def at(path: Path) -> UnixAddress:
@@ -108,6 +112,16 @@ async def test_another_failure_of_accept_is_an_error(short_tmp: Path) -> None:
 # TCP
 
 
+async def test_a_client_that_goes_without_a_word_is_found_out() -> None:
+    with await listen(TcpAddress("127.0.0.1", 0)) as listener:
+        client = await connect(listener.address)
+        server, _ = await listener.accept()
+        assert server.socket is not None
+        assert_kept_alive(server.socket)
+        server.close()
+        client.close()
+
+
 async def test_port_0_takes_a_free_one_and_tells_which() -> None:
     with await listen(TcpAddress("127.0.0.1", 0)) as listener:
         assert isinstance(listener.address, TcpAddress)
@@ -157,21 +171,25 @@ async def test_a_socket_has_exactly_the_mode_asked_for(
         os.umask(before)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+@pytest.mark.parametrize("perm", [0o600, 0o666])
 async def test_a_socket_is_never_wider_open_than_asked_for(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, perm: int, umask: int
 ) -> None:
     modes = []
+    made = Entry.made
 
-    def chmod(path: str, mode: int) -> None:
+    def look(path: str, kind: int, perm: int) -> Entry:
         modes.append(stat.S_IMODE(os.lstat(path).st_mode))
+        return made(path, kind, perm)
 
-    monkeypatch.setattr(os, "chmod", chmod)
-    before = os.umask(0)
+    monkeypatch.setattr(Entry, "made", look)
+    before = os.umask(umask)
     try:
-        (await listen(at(short_tmp / "s"), 0o600)).close()
+        (await listen(at(short_tmp / "s"), perm)).close()
     finally:
         os.umask(before)
-    assert modes == [0o600]
+    assert modes == [perm & ~umask]
 
 
 async def test_a_stale_socket_is_replaced(short_tmp: Path) -> None:
@@ -240,6 +258,110 @@ async def test_the_longest_path_is_taken_and_one_more_byte_is_refused(short_tmp:
     assert "107 at most" in caught.value.hint
     with pytest.raises(EndpointError, match="the path has 108 bytes"):
         await listen(at(short_tmp / ("x" * (room - 1) + "ä")))
+
+
+async def test_a_stale_socket_of_another_user_is_left_alone(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale_socket(short_tmp / "s")
+    before = os.lstat(short_tmp / "s")
+    monkeypatch.setattr(os, "geteuid", lambda: before.st_uid + 1)
+    with pytest.raises(EndpointError) as caught:
+        await listen(at(short_tmp / "s"))
+    assert caught.value.problem == (
+        f"cannot listen on unix:{short_tmp}/s: it is a socket of another user"
+    )
+    assert os.lstat(short_tmp / "s") == before
+
+
+async def test_a_socket_that_came_while_we_looked_for_an_answer_is_left_alone(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what is there by then is removed, but what did not answer."""
+    path = short_tmp / "s"
+    stale_socket(path)
+    remove = Entry.remove
+
+    def replaced(found: Entry) -> None:
+        path.unlink()
+        stale_socket(path)
+        remove(found)
+
+    monkeypatch.setattr(Entry, "remove", replaced)
+    with pytest.raises(EndpointError, match="Address already in use"):
+        await listen(at(path))
+    assert path.is_socket()
+
+
+async def test_something_else_in_the_place_of_what_we_bound_is_left_alone(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = short_tmp / "s"
+    made = Entry.made
+
+    def replaced(name: str, kind: int, perm: int) -> Entry:
+        path.unlink()
+        path.write_text("precious")
+        path.chmod(0o600)
+        return made(name, kind, perm)
+
+    monkeypatch.setattr(Entry, "made", replaced)
+    with pytest.raises(EndpointError, match="File exists"):
+        await listen(at(path), 0o666)
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("precious", 0o600)
+
+
+async def test_a_socket_that_cannot_have_its_mode_is_not_left_behind(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(EndpointError, match="Operation not permitted"):
+            await listen(at(short_tmp / "s"), 0o666)
+    finally:
+        os.umask(before)
+    assert not os.listdir(short_tmp)
+
+
+async def test_a_folder_that_was_removed_with_the_socket_is_no_trouble(short_tmp: Path) -> None:
+    folder = short_tmp / "gone"
+    folder.mkdir()
+    with await listen(at(folder / "s")):
+        (folder / "s").unlink()
+        folder.rmdir()
+    assert not os.listdir(short_tmp)
+
+
+async def test_one_waits_for_another_that_is_about_to_listen_in_the_folder(short_tmp: Path) -> None:
+    """Bound and not listening yet, its socket looks like one that was left behind."""
+    path = short_tmp / "s"
+    refused = []
+
+    async def second() -> None:
+        with pytest.raises(EndpointError, match="another program answers there"):
+            await listen(at(path))
+        refused.append(path.is_socket())
+
+    with socket.socket(socket.AF_UNIX) as first:
+        async with anyio.create_task_group() as tasks, folder_locked(str(path)):
+            first.bind(str(path))
+            tasks.start_soon(second)
+            await settled()
+            assert not refused
+            first.listen()
+    assert refused == [True]
+
+
+async def test_a_stranger_who_keeps_a_folder_locked_stops_nobody(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "_LOCK_TIMEOUT", 0.01)
+    async with folder_locked(f"{short_tmp}/x"):
+        (await listen(at(short_tmp / "s"))).close()
 
 
 @pytest.mark.parametrize("folder", ["missing", "file"])
