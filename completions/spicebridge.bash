@@ -145,10 +145,10 @@ _spicebridge() {
     local words cur quote='' command=bridge option='' uri='' i
     local reach='--ca-file --host-subject --pinned-key --tls-ciphers --secure-channels --proxy --sasl-mechanism'
     local with_value=" --custom-channel --share --password-file --password-command $reach
-        --connect-timeout --ready-fd --log-format --listen --perm --tls-cert --tls-key "
+        --connect-timeout --takeover-limit --idle-timeout --ready-fd --log-format --listen --perm --tls-cert --tls-key "
     local -A options=(
         [bridge]="--custom-channel --share --password-file --password-command $reach --insecure-tls
-            --connect-timeout --ready-fd --log-format -v --verbose -q --quiet --version --help"
+            --connect-timeout --reconnect --takeover-limit --idle-timeout --ready-fd --log-format -v --verbose -q --quiet --version --help"
         [list]="--json --password-file --password-command $reach --insecure-tls
             --connect-timeout --log-format -v --verbose -q --quiet --help"
         [serve]='--custom-channel --listen --perm --tls-cert --tls-key --password-file

@@ -11,7 +11,7 @@ function __spicebridge_command
         switch $word
             case --custom-channel --share --password-file --password-command --ca-file --host-subject \
                     --pinned-key --tls-ciphers --secure-channels --proxy --sasl-mechanism --connect-timeout \
-                    --ready-fd --log-format --listen --perm --tls-cert --tls-key
+                    --takeover-limit --idle-timeout --ready-fd --log-format --listen --perm --tls-cert --tls-key
                 set option $word
             case '-*'
             case list serve demo
@@ -40,7 +40,7 @@ function __spicebridge_no_uri
         switch $word
             case --custom-channel --share --password-file --password-command --ca-file --host-subject \
                     --pinned-key --tls-ciphers --secure-channels --proxy --sasl-mechanism --connect-timeout \
-                    --ready-fd --log-format --listen --perm --tls-cert --tls-key
+                    --takeover-limit --idle-timeout --ready-fd --log-format --listen --perm --tls-cert --tls-key
                 set option $word
             case '-*' list
             case '*'
@@ -115,9 +115,9 @@ function __spicebridge_spec
         'stdio local end: standard input and output' \
         'exec= local end: a program' \
         'pty local end: a pseudo-terminal' \
-        'fd= local end: a descriptor that is open both ways' \
+        'fd= local end: a descriptor, or its name in systemd' \
         'share= local end: a folder, over WebDAV' \
-        'mode= listen or connect, for unixsocket and tcp' \
+        'mode= listen or connect, for unixsocket, tcp and fd' \
         'demux= on for an application for each stream, off for raw bytes' \
         'attach= when to link the channel' \
         'perm= mode of a created socket or FIFO' \
@@ -212,6 +212,12 @@ complete -c spicebridge -n '__spicebridge_is none bridge list' -l sasl-mechanism
     -d 'Log in with this mechanism only'
 complete -c spicebridge -n '__spicebridge_is none bridge list' -l connect-timeout -x \
     -d 'How long each step of reaching the server may take'
+complete -c spicebridge -n '__spicebridge_is none bridge' -l reconnect \
+    -d 'Stay while the server is away, and try again and again'
+complete -c spicebridge -n '__spicebridge_is none bridge' -l takeover-limit -x \
+    -d 'End when other clients have taken the session over so often'
+complete -c spicebridge -n '__spicebridge_is none bridge' -l idle-timeout -x \
+    -d 'Take the session for lost after so much silence'
 complete -c spicebridge -n '__spicebridge_is none bridge serve' -l ready-fd -x \
     -d 'Tell this descriptor when everything exists'
 complete -c spicebridge -n '__spicebridge_is none bridge list serve' -l log-format -x \

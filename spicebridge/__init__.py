@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spicebridge.bridge.report import BridgeStatus, Ready, StreamCount
+    from spicebridge.bridge.retry import FIRST_DELAY, TAKEOVER_LIMIT
     from spicebridge.bridge.serving import serve_bridges
     from spicebridge.bridge.spec import BridgeSpec, ChannelWanted, Limits
     from spicebridge.bridge.supervisor import run_bridges
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
     from spicebridge.client.checking import check_target
     from spicebridge.client.session import ChannelInfo, PortInfo, Session, open_session
     from spicebridge.endpoints.base import Application, Endpoint
-    from spicebridge.endpoints.environment import PASSWORD_VARIABLE, PROXY_VARIABLE, URI_VARIABLE
-    from spicebridge.endpoints.inherited import InheritedEndpoint
+    from spicebridge.endpoints.environment import (
+        PASSWORD_VARIABLE,
+        PROXY_VARIABLE,
+        URI_VARIABLE,
+        environment,
+    )
+    from spicebridge.endpoints.inherited import InheritedEndpoint, InheritedListener, is_listening
     from spicebridge.endpoints.pipe import PipeEndpoint
     from spicebridge.endpoints.process import ProcessEndpoint
     from spicebridge.endpoints.pty import PtyEndpoint
@@ -44,9 +50,11 @@ if TYPE_CHECKING:
         ProtocolError,
         SessionLostError,
         SpicebridgeError,
+        TakeoverError,
         TlsError,
         UsageError,
         one_error,
+        printable,
     )
     from spicebridge.protocol.constants import (
         MAX_CHANNEL_TYPE,
@@ -56,6 +64,7 @@ if TYPE_CHECKING:
         channel_types,
     )
     from spicebridge.protocol.events import PortEvent, PortInit
+    from spicebridge.server.limits import ServerLimits
     from spicebridge.server.tls import server_context
     from spicebridge.transport.address import (
         Address,
@@ -79,9 +88,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CONNECT_TIMEOUT",
     "DEFAULT_URI",
+    "FIRST_DELAY",
     "MAX_CHANNEL_TYPE",
     "PASSWORD_VARIABLE",
     "PROXY_VARIABLE",
+    "TAKEOVER_LIMIT",
     "URI_VARIABLE",
     "USER_DEFINED_START",
     "Address",
@@ -102,6 +113,7 @@ __all__ = [
     "Endpoint",
     "EndpointError",
     "InheritedEndpoint",
+    "InheritedListener",
     "Limits",
     "LinkRefusedError",
     "ListeningEndpoint",
@@ -115,12 +127,14 @@ __all__ = [
     "ProxyAddress",
     "PtyEndpoint",
     "Ready",
+    "ServerLimits",
     "Session",
     "SessionLostError",
     "ShareEndpoint",
     "SpicebridgeError",
     "StdioEndpoint",
     "StreamCount",
+    "TakeoverError",
     "Target",
     "TcpAddress",
     "TlsError",
@@ -133,11 +147,14 @@ __all__ = [
     "channel_types",
     "check_target",
     "delete_connection_file",
+    "environment",
+    "is_listening",
     "one_error",
     "open_session",
     "parse_host_port",
     "parse_proxy",
     "parse_uri",
+    "printable",
     "read_connection_file",
     "run_bridges",
     "serve_bridges",
@@ -147,14 +164,20 @@ __all__ = [
 _NAMES = {
     "bridge.report": ("BridgeStatus", "Ready", "StreamCount"),
     "bridge.serving": ("serve_bridges",),
+    "bridge.retry": ("FIRST_DELAY", "TAKEOVER_LIMIT"),
     "bridge.spec": ("BridgeSpec", "ChannelWanted", "Limits"),
     "bridge.supervisor": ("run_bridges",),
     "channel": ("Channel", "ChannelClosedError"),
     "client.checking": ("check_target",),
     "client.session": ("ChannelInfo", "PortInfo", "Session", "open_session"),
     "endpoints.base": ("Application", "Endpoint"),
-    "endpoints.environment": ("PASSWORD_VARIABLE", "PROXY_VARIABLE", "URI_VARIABLE"),
-    "endpoints.inherited": ("InheritedEndpoint",),
+    "endpoints.environment": (
+        "PASSWORD_VARIABLE",
+        "PROXY_VARIABLE",
+        "URI_VARIABLE",
+        "environment",
+    ),
+    "endpoints.inherited": ("InheritedEndpoint", "InheritedListener", "is_listening"),
     "endpoints.pipe": ("PipeEndpoint",),
     "endpoints.process": ("ProcessEndpoint",),
     "endpoints.pty": ("PtyEndpoint",),
@@ -172,9 +195,11 @@ _NAMES = {
         "ProtocolError",
         "SessionLostError",
         "SpicebridgeError",
+        "TakeoverError",
         "TlsError",
         "UsageError",
         "one_error",
+        "printable",
     ),
     "protocol.constants": (
         "MAX_CHANNEL_TYPE",
@@ -184,6 +209,7 @@ _NAMES = {
         "channel_types",
     ),
     "protocol.events": ("PortEvent", "PortInit"),
+    "server.limits": ("ServerLimits",),
     "server.tls": ("server_context",),
     "transport.address": ("Address", "TcpAddress", "UnixAddress", "WebAddress", "parse_host_port"),
     "transport.connection_file": (

@@ -6,9 +6,9 @@ to try next. The table of exit codes in spicebridge(1) is held against this file
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 
 class SpicebridgeError(Exception):
@@ -131,10 +131,45 @@ class LinkRefusedError(SpicebridgeError):
         self.error = error
 
 
+class TakeoverError(SpicebridgeError):
+    """Another client takes the session over, again and again."""
+
+    exit_code = 13
+
+
 class TlsError(SpicebridgeError):
     """TLS could not be set up, or the server's certificate is not to be trusted."""
 
     exit_code = 12
+
+
+def printable(text: str) -> str:
+    """A text as a terminal can be shown it, on one line: what is not printable is escaped.
+
+    All that a peer has said goes through this before people see it: else it could move the cursor,
+    rename the window, forge lines, or turn the order of letters (ESC, BEL, newlines, the C1
+    controls, bidirectional overrides).
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+MOST_NAMES: Final = 20
+"""Names that one message lists; a server may have thousands, and a name 1023 bytes."""
+
+_LONGEST_NAME: Final = 64
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names that a peer has given, for a message: printable, and of many or long ones the start."""
+    every = list(names)
+    short = [
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+        for name in map(printable, every[:MOST_NAMES])
+    ]
+    more = len(every) - len(short)
+    return ", ".join(short) + (f" and {more} more" if more else "")
 
 
 @contextmanager

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a machine may be busy, and no test asserts a timing
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 EXECUTABLE = Path(sys.executable).with_name("spicebridge")
 PATIENCE = 60.0

@@ -362,6 +362,12 @@ def test_options_may_stand_before_the_command(complete: Complete) -> None:
 def test_the_value_of_an_option_is_no_command(complete: Complete) -> None:
     assert complete("spicebridge --password-file list --js") == set()
     assert complete("spicebridge --ready-fd 3 se") == {"serve"}
+    assert complete("spicebridge --idle-timeout 90 --takeover-limit 5 se") == {"serve"}
+
+
+def test_reconnect_has_no_value_behind_a_blank(complete: Complete) -> None:
+    assert complete("spicebridge --reconnect se") == {"serve"}
+    assert complete("spicebridge --reconnect=5 se") == {"serve"}
 
 
 def test_no_command_is_offered_behind_a_uri(complete: Complete) -> None:

@@ -8,11 +8,14 @@ import pytest
 from spicebridge import errors
 from spicebridge.channel import ChannelClosedError
 from spicebridge.errors import (
+    MOST_NAMES,
     ConnectError,
     LoginError,
     ProtocolError,
     SpicebridgeError,
+    listing,
     one_error,
+    printable,
 )
 
 CLASSES = [
@@ -78,3 +81,25 @@ def test_what_is_not_ours_is_not_hidden() -> None:
 def test_without_an_error_nothing_happens() -> None:
     with one_error():
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("port:0 (org.ünïcode.0) 日本", "port:0 (org.ünïcode.0) 日本"),
+        ("a\r\nb\t\0\x7f", r"a\r\nb\t\x00\x7f"),
+        ("\x1b]0;owned\x07\x9b2J", r"\x1b]0;owned\x07\x9b2J"),
+        ("\u202egnp.exe\u2066\ufeff\u2028", r"\u202egnp.exe\u2066\ufeff\u2028"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_what_a_peer_says_is_shown_as_text(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_message_lists_no_more_names_than_a_person_reads() -> None:
+    assert listing([]) == ""
+    assert listing(iter(["a", "b\n"])) == r"a, b\n"
+    assert listing(["x" * 64, "y" * 65]) == f"{'x' * 64}, {'y' * 63}…"
+    assert listing(map(str, range(MOST_NAMES + 3))).endswith(", 18, 19 and 3 more")

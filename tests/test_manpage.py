@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
 import pytest
@@ -21,23 +22,32 @@ import typer.main
 from spicebridge import (
     CONNECT_TIMEOUT,
     DEFAULT_URI,
+    FIRST_DELAY,
+    TAKEOVER_LIMIT,
     USER_DEFINED_START,
+    ApplicationError,
     ChannelType,
+    EndpointError,
     SpicebridgeError,
+    TakeoverError,
     parse_host_port,
     parse_proxy,
     parse_uri,
 )
+from spicebridge.bridge import retry, sessions
 from spicebridge.bridge.supervisor import DRAIN_TIMEOUT
 from spicebridge.channel import CLOSE_TIMEOUT
+from spicebridge.channel.move import BURST, RATE
+from spicebridge.cli import descriptors
 from spicebridge.cli.answer import OutputClosedError
+from spicebridge.cli.bridging import RECONNECT_MAX
 from spicebridge.cli.commands import app
 from spicebridge.cli.listing import Row
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS, parse_custom_channel
 from spicebridge.cli.status import VARIABLE as RUNTIME_VARIABLE
 from spicebridge.cli.target import ReachOptions, server_target
-from spicebridge.client.session import BUSY_TIMEOUT
+from spicebridge.client.session import BUSY_TIMEOUT, SILENCE
 from spicebridge.endpoints.environment import PASSWORD_VARIABLE, PROXY_VARIABLE, URI_VARIABLE
 from spicebridge.endpoints.process import EXIT_TIMEOUT
 from spicebridge.endpoints.sockets import TCP_LINGER
@@ -49,6 +59,7 @@ from spicebridge.transport import uri
 from spicebridge.transport.connection_file import _GROUP as VV_GROUP
 from spicebridge.transport.connection_values import _IGNORED as VV_IGNORED
 from spicebridge.transport.connection_values import _USED as VV_USED
+from spicebridge.transport.keepalive import IDLE, INTERVAL, PROBES
 from spicebridge.transport.proxy_address import _PORTS as PROXY_PORTS
 from spicebridge.transport.subject import parse_subject
 from spicebridge.transport.trust import TRUSTSTORE
@@ -58,6 +69,10 @@ PAGE = ROOT / "man" / "spicebridge.1"
 SERVER = "THE SERVER"
 SPECIFICATION = "THE --custom-channel SPECIFICATION"
 PATIENCE = 60.0
+SERVICE_MANAGER = (
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
+    *("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"),
+)
 
 
 def _source() -> list[str]:
@@ -174,6 +189,8 @@ def test_it_has_the_sections_that_users_look_for() -> None:
         "STREAMS",
         "COMMANDS",
         "CLOSING AND SIGNALS",
+        "RELIABILITY",
+        "SYSTEMD",
         "LOG",
         "ENVIRONMENT",
         "FILES",
@@ -181,6 +198,7 @@ def test_it_has_the_sections_that_users_look_for() -> None:
         "EXAMPLES",
         "SEE ALSO",
         "CAVEATS",
+        "SECURITY CONSIDERATIONS",
     ]
 
 
@@ -240,9 +258,38 @@ def test_defaults_and_limits_are_those_of_the_code() -> None:
     assert f"for {CLOSE_TIMEOUT:g} seconds at most" in closing
     assert f"has not exited after {EXIT_TIMEOUT:g} seconds" in closing
     assert f"After {DRAIN_TIMEOUT:g} seconds, what has not arrived is given up" in closing
+    options = _prose("OPTIONS")
+    assert f"The default of MAX is {RECONNECT_MAX:g}, and the least {FIRST_DELAY:g}." in options
+    assert f"The default is {TAKEOVER_LIMIT}; 0 is for never." in options
     caveats = _prose("CAVEATS")
     assert f"tried again for {BUSY_TIMEOUT:g} seconds" in caveats
     assert f"may take {CONNECT_TIMEOUT:g} seconds" in caveats
+
+
+def test_the_rules_of_trying_again_are_those_of_the_code() -> None:
+    text = _prose("RELIABILITY")
+    assert f"The first try comes after {retry.FIRST_DELAY:g} seconds" in text
+    assert f"after a session that has stayed for {retry.STEADY:g} seconds" in text
+    assert f"within {retry.SOON:g} seconds, and the server was there at the first try" in text
+    assert f"has said nothing for {SILENCE:g} seconds, a warning says so" in text
+    assert f"carries {BURST:g} messages of data towards the guest at once and then {RATE:g}" in text
+    assert f"ends with the exit status {TakeoverError.exit_code}." in text
+    assert IDLE + INTERVAL * PROBES == 120
+    assert "found out after two minutes" in text
+
+    rules = re.findall(
+        r"\.It [^(]+\(([\d, ]+)\)\n(.*?)(?=\.It|\.El)",
+        "\n".join(_section("RELIABILITY")),
+        re.DOTALL,
+    )
+    rule = {int(code): told for codes, told in rules for code in codes.split(", ")}
+    of_local_ends = {EndpointError.exit_code, ApplicationError.exit_code}
+    ours = {SpicebridgeError.exit_code, TakeoverError.exit_code}
+    assert set(rule) == {each.exit_code for each in _errors()} - of_local_ends - ours
+    for final in sessions._FINAL:
+        assert "is never tried again" in rule[final.exit_code]
+    for away in sessions._AWAY:
+        assert rule[away.exit_code].startswith("is tried again")
 
 
 # The server
@@ -354,6 +401,14 @@ def test_each_key_has_an_example_that_can_be_taken(key: str) -> None:
 # The log
 
 
+def _told_away() -> dict[str, set[str]]:
+    """The events that `Sessions` tells by one function, with their fields."""
+    source = Path(sessions.__file__).read_text(encoding="utf-8")
+    lost = re.findall(r'event, why = "([a-z-]+)"', source)
+    away = re.findall(r'_tell_away\("([a-z-]+)"', source)
+    return {each: {"delay", "takeovers"} for each in lost} | {each: {"delay"} for each in away}
+
+
 def _logged() -> dict[str, set[str]]:
     """The events in the code, each with the fields that only it has."""
     events: dict[str, set[str]] = {}
@@ -386,7 +441,7 @@ def test_the_events_described_are_those_of_the_code_with_their_fields() -> None:
         for event, lines in _items("LOG").items()
     }
     # a record without an event of its own is a "log"
-    assert described == {**_logged(), "log": set()}
+    assert described == {**_logged(), **_told_away(), "log": set()}
 
 
 def test_the_members_of_a_channel_in_json_are_described() -> None:
@@ -402,8 +457,12 @@ def test_the_environment_described_is_that_of_the_code() -> None:
     described = set(_items("ENVIRONMENT"))
     ours = {URI_VARIABLE, PASSWORD_VARIABLE, RUNTIME_VARIABLE, PROXY_VARIABLE}
     paths = ssl.get_default_verify_paths()
-    assert described == {*ours, paths.openssl_cafile_env, paths.openssl_capath_env}
-    mentioned = set(re.findall(r"(?:SPICEBRIDGE|SPICE|XDG|SSL)_[A-Z_]+", "\n".join(_source())))
+    assert described == {
+        *(paths.openssl_cafile_env, paths.openssl_capath_env),
+        *(*ours, *SERVICE_MANAGER),
+    }
+    name = r"(?:SPICEBRIDGE|SPICE|XDG|SSL|NOTIFY|WATCHDOG|LISTEN)_[A-Z_]+"
+    mentioned = set(re.findall(name, "\n".join(_source())))
     assert mentioned == described
 
 
@@ -415,14 +474,15 @@ def test_the_files_described_are_those_of_the_code() -> None:
 
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     rows = [
-        [cell.strip() for cell in line.removeprefix(".It ").split("Ta")[:2]]
+        [cell.strip() for cell in line.removeprefix(".It ").split("Ta ")[:2]]
         for line in _section("EXIT STATUS")
         if re.match(r"\.It \d", line)
     ]
     table = [(int(code), name.removeprefix("Li ")) for code, name in rows]
     errors = sorted((error.exit_code, error.__name__) for error in _errors())
     closed = (OutputClosedError.exit_code, OutputClosedError.__name__)
-    assert table == sorted([(0, ""), *errors, (130, ""), closed])
+    signalled = [(128 + number, "") for number in (SIGHUP, SIGINT, SIGTERM)]
+    assert table == sorted([(0, ""), *errors, *signalled, closed])
 
 
 # The examples
@@ -432,7 +492,8 @@ _SERVICE = "ExecStart=/usr/bin/"
 
 
 def _examples_text() -> str:
-    return _plain("\n".join(_section("EXAMPLES"))).replace("\\\n", " ")
+    lines = [*_section("EXAMPLES"), *_section("SYSTEMD")]
+    return _plain("\n".join(lines)).replace("\\\n", " ")
 
 
 def _examples() -> list[list[str]]:
@@ -477,6 +538,9 @@ def test_each_example_can_be_taken(
 ) -> None:
     """Options and arguments are known, and every value can be read."""
     monkeypatch.chdir(tmp_path)
+    names = re.findall(r"^FileDescriptorName=(\S+)$", _examples_text(), re.MULTILINE)
+    monkeypatch.setattr(descriptors, "given", lambda: dict(enumerate(names, 3)))
+    words = [word.replace("%t", "/run/user/1000") for word in words]  # as systemd.unit(5) has it
     trustme.CA().cert_pem.write_to_path("ca-cert.pem")
     group: Any = typer.main.get_command(app)
     parsed = group.make_context("spicebridge", [word.replace("$pin", PIN) for word in words])

@@ -9,13 +9,19 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
+from spicebridge.bridge.line import Line
 from spicebridge.bridge.report import BridgeStatus, StreamCount
 from spicebridge.bridge.spec import BridgeSpec, Limits
 from spicebridge.bridge.streams import Opener, Streams
 from spicebridge.bridge.waiting import WaitingRoom
 from spicebridge.channel import ChannelClosedError
-from spicebridge.client.session import ChannelInfo, Session
-from spicebridge.errors import ChannelBusyError, ProtocolError, SpicebridgeError, one_error
+from spicebridge.errors import (
+    ChannelBusyError,
+    ProtocolError,
+    SessionLostError,
+    SpicebridgeError,
+    one_error,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +52,11 @@ class DemuxBridge:
         self._streams: Streams | None = None
         self._stop = anyio.Event()
 
-    async def run(self, session: Session, channel: ChannelInfo) -> None:
+    async def run(self, line: Line) -> None:
         """Serves streams until `stop` is called, or the channel turns out to carry none.
+
+        Args:
+            line: the way to the channel.
 
         Raises:
             SpicebridgeError: the channel cannot be linked.
@@ -61,7 +70,7 @@ class DemuxBridge:
                         room = WaitingRoom(self._endpoint, self.status, self._limits.max_streams)
                         opener = stack.enter_context(room).take
                         tasks.start_soon(_run_in, accepting, room)
-                    await self._serve(session, channel, tasks, opener)
+                    await self._serve(line, tasks, opener)
                     accepting.cancel()
         finally:
             self.status.state = "ended"
@@ -72,38 +81,44 @@ class DemuxBridge:
         if self._streams is not None:
             self._streams.stop()
 
-    async def _serve(
-        self, session: Session, channel: ChannelInfo, tasks: TaskGroup, opener: Opener
-    ) -> None:
+    async def _serve(self, line: Line, tasks: TaskGroup, opener: Opener) -> None:
         first = True
         while not self._stop.is_set():
             try:
-                await self._serve_link(session, channel, tasks, opener)
-            except (ChannelBusyError, ChannelClosedError) as error:
+                await self._serve_link(line, tasks, opener)
+            except SessionLostError as error:
+                if self._stop.is_set():  # we were waiting for the server
+                    return
+                if first or not isinstance(error, ChannelClosedError):
+                    raise
+                log.warning("%s: %s", self.status.name, error)
+            except ChannelBusyError as error:
                 if first:
                     raise
-                log.warning("%s: %s", channel.name, error)
+                log.warning("%s: %s", self._channel_name, error)
             except ProtocolError as error:
-                self.failure = error.at(channel.name)
+                self.failure = error.at(self._channel_name)
                 self.status.error(error)
                 return
             first = False
             self.status.state = "waiting"
             await self._pause()
 
+    @property
+    def _channel_name(self) -> str:
+        return self.status.channel.name if self.status.channel else self.status.name
+
     async def _pause(self) -> None:
         """Leaves the channel alone for a moment; `stop` ends it at once."""
         with anyio.move_on_after(_PAUSE):
             await self._stop.wait()
 
-    async def _serve_link(
-        self, session: Session, channel: ChannelInfo, tasks: TaskGroup, opener: Opener
-    ) -> None:
+    async def _serve_link(self, line: Line, tasks: TaskGroup, opener: Opener) -> None:
         """Links the channel, and serves its streams until it ends."""
-        self.status.state = "linking"
-        async with await session.open_channel(channel) as linked:
+        self.status.state = "linking" if line.up else "server away"
+        async with await line.open() as linked:
             port = f" ({linked.port.name})" if linked.port and linked.port.name else ""
-            self.status.event("linked", f"{channel.name}{port} linked", channel=channel.name)
+            self.status.event("linked", f"{linked.name}{port} linked", channel=linked.name)
             self._streams = Streams(linked, self.status, self._limits, tasks, opener)
             if self._stop.is_set():
                 self._streams.stop()

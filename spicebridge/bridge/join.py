@@ -71,6 +71,9 @@ class Join:
             guest that closes the port; on a server, the client.
         detach: whether the channel stays linked once the application has gone, so that what comes
             afterwards waits for the next one.
+
+    Attributes:
+        failure: how the link of the channel broke, if it did.
     """
 
     def __init__(
@@ -101,10 +104,13 @@ class Join:
         self._giving = 0  # bytes that the channel did not take at once
         self._all_read = False  # the application has ended its sending, or had its say
         self._sending_ended = False  # it, and all of that has gone
+        self._all_sent = False  # the same, and not because we had it stop
         self._finished = False
         self._down_scope = anyio.CancelScope()
         self._up_scope = anyio.CancelScope()
         self._ended: Ended | None = None
+        self._gone = False  # we have ended our side
+        self.failure: ChannelClosedError | None = None
 
     async def run(self) -> Ended:
         """Carries bytes until one side has gone, and what was on its way then.
@@ -136,8 +142,13 @@ class Join:
 
     @property
     def all_sent(self) -> bool:
-        """Whether the application has sent all that it will."""
-        return self._sending_ended
+        """Whether the application has sent all that it would; not if it was stopped before."""
+        return self._all_sent
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something was taken from the application that did not all go."""
+        return self._giving > 0
 
     @property
     def leaving(self) -> bool:
@@ -157,7 +168,8 @@ class Join:
             try:
                 await self._carry_down()
             except ChannelClosedError as error:
-                log.warning("%s", error)
+                if not self._gone:  # or the peer may do as it likes
+                    self.failure = error
                 self._end(Ended.CHANNEL_CLOSED)
             # the application may still be sending; nobody is there to take it
             self._up_scope.cancel()
@@ -202,31 +214,40 @@ class Join:
             if isinstance(item, memoryview):
                 views.append(item)
                 continue
-            if isinstance(item, PortInit):  # again, as after a migration
-                event = PortEventType.OPENED if item.opened else PortEventType.CLOSED
-            elif isinstance(item, PortEvent):
-                event = item.event
-            else:
+            if not isinstance(item, PortEvent):
                 log.debug("%s: %s", self._channel.name, item)
                 continue
             await self._write(views)
             views = []
-            if self._port_event(event):
-                continue
-            self._channel.hold(items[index + 1 :])
-            return False
+            if item.event == PortEventType.BREAK:
+                await self._break()
+            elif not self._port_event(item.event):
+                self._channel.hold(items[index + 1 :])
+                return False
         await self._write(views)
         return True
 
     def _port_event(self, event: PortEventType) -> bool:
         """Notes what the guest did; returns False if that ends the join."""
         log.debug("%s: the guest: %s", self._channel.name, event.name.lower())
-        if event == PortEventType.BREAK or self._channel.port is None:  # None: we are the server
+        if self._channel.port is None:  # we are the server
             return True
         was_open, self._open = self._open, event == PortEventType.OPENED
         self._channel.port = PortInit(self._channel.port.name, self._open)
         self._changed.set()
         return self._open or self._keep or not was_open
+
+    async def _break(self) -> None:
+        """Passes a break on where the application can have one."""
+        given = self._application.send_break is not None and not self._deaf
+        log.info(
+            "%s: a break, %s",
+            self._channel.name,
+            f"passed on to {self._application.name}" if given else "which nobody can be given",
+            extra={"event": "break", "fields": {"channel": self._channel.name, "given": given}},
+        )
+        if self._application.send_break is not None and given:
+            await self._application.send_break()
 
     async def _write(self, rest: list[memoryview] | Splice) -> None:
         if not rest or self._deaf:
@@ -257,6 +278,7 @@ class Join:
                 log.debug("%s", error)
                 await anyio.sleep_forever()
             self._sending_ended = True
+            self._all_sent = not self._stopping
             self._end(Ended.STOPPED if self._stopping and not self._deaf else Ended.APPLICATION)
             if not self._stopping:
                 await self._linger()
@@ -266,6 +288,7 @@ class Join:
             if not await self._settle():
                 self._down_scope.cancel()  # who closes the channel reads it meanwhile
                 return
+            self._gone = True
             self._channel.end()
             with anyio.move_on_after(CLOSE_TIMEOUT):
                 await anyio.sleep_forever()  # until the peer has ended its side, too
@@ -304,6 +327,8 @@ class Join:
         if not self._open:
             return False
         splice = self._up_splice if self._bulk >= _BULK_AFTER else None
+        if splice is not None and not splice.usable:  # since a live migration
+            splice = None
         try:
             count = splice.fill(SEND_DATA) if splice else self._stream.gather_nowait(self._payload)
         except OSError as error:
@@ -327,9 +352,11 @@ class Join:
         """
         while not self._open:
             if self._stopping:
+                if held := self._stream.unread():
+                    log.warning("%s: the guest never took %d bytes", self._application.name, held)
                 return False
-            if self._stream.hung_up():
-                log.warning("%s went before the guest opened the port", self._application.name)
+            if self._application.gone:
+                log.debug("%s went before the guest opened the port", self._application.name)
                 return False
             self._changed = anyio.Event()
             with anyio.move_on_after(_LOOK_WAITING):

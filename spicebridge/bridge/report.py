@@ -131,5 +131,5 @@ class BridgeStatus:
 
 
 Ready = Callable[[Target, Sequence[BridgeStatus], Session | None], None]
-"""Called once when everything is there: the server, the bridges, and the session that
-they share; None where we are the server."""
+"""Called when everything is there, and again with each new session: the server, the bridges, and
+the session that they share; None where we are the server, or it is away."""

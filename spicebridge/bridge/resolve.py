@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from spicebridge.bridge.spec import ChannelWanted
 from spicebridge.client.session import ChannelInfo, Session
-from spicebridge.errors import ChannelBusyError, ChannelNotFoundError
+from spicebridge.errors import ChannelBusyError, ChannelNotFoundError, listing
 from spicebridge.protocol.constants import channel_type_name
 
 _WILDCARDS = frozenset("*?[")
@@ -35,7 +35,7 @@ async def resolve(session: Session, wanted: ChannelWanted) -> ChannelInfo:
     if wanted.instance not in ids:
         raise ChannelNotFoundError(
             f"{session.target} offers no instance {wanted.instance} of {name}",
-            f"it offers {', '.join(str(each) for each in sorted(ids))}",
+            f"it offers {listing(str(each) for each in sorted(ids))}",
         )
     return ChannelInfo(wanted.type, wanted.instance)
 
@@ -61,17 +61,17 @@ async def _by_name(session: Session, pattern: str) -> ChannelInfo:
     if found:
         raise ChannelNotFoundError(
             f"port={pattern} matches {len(found)} ports of {session.target}",
-            f"choose one of {', '.join(found.values())}",
+            f"choose one of {listing(found.values())}",
         )
-    offered = f"the ports there are {', '.join(names) or 'none'}"
+    offered = f"the ports there are {listing(names) or 'none'}"
     if busy:
         raise ChannelBusyError(
             f"no port of {session.target} that can be named is {pattern}: {offered}, "
-            f"and {', '.join(busy)} in use by another client",
+            f"and {listing(busy)} in use by another client",
             "close that client",
         )
     raise ChannelNotFoundError(f"{session.target} has no port {pattern}", offered)
 
 
 def _names(channels: Sequence[ChannelInfo]) -> str:
-    return ", ".join(each.name for each in channels)
+    return listing(each.name for each in channels)

@@ -56,6 +56,9 @@ class Streams:
         tasks: where streams live; they outlive the channel for as long as it takes their
             applications to get what came before its end.
         opener: for a peer that opens streams; None if we do, with `add`.
+
+    Attributes:
+        ended: whether the peer has ended the channel, or it was drained: no stream can begin.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Streams:
         self._opener = opener
         self._mux = Mux(BridgedStream, accepts=opener is not None)
         self._live: set[BridgedStream] = set()
+        self.ended = False
         self._stop = anyio.Event()
         self._turns = Turns(channel, self._stop, self._count_up)
         self._speaking = 0  # streams whose applications may still send
@@ -106,6 +110,7 @@ class Streams:
             self._mux.reset()  # a frame that this cut off is none to tell of
             raise
         finally:
+            self.ended = True
             self._end_all("spicebridge is stopping" if self._stop.is_set() else why)
 
     def stop(self) -> None:
@@ -249,12 +254,9 @@ class Streams:
     def _port_event(self, event: Event) -> None:
         if self._opener is None or self._channel.port is None:
             return
-        if isinstance(event, PortInit):  # again, as after a migration
-            opened = event.opened
-        elif isinstance(event, PortEvent) and event.event != PortEventType.BREAK:
-            opened = event.event == PortEventType.OPENED
-        else:
+        if not isinstance(event, PortEvent) or event.event == PortEventType.BREAK:
             return
+        opened = event.event == PortEventType.OPENED
         self._channel.port = PortInit(self._channel.port.name, opened)
         if not opened:
             self._end_all("the guest closed the port")

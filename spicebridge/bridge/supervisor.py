@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 import anyio
+from anyio.abc import TaskStatus
 
+from spicebridge.bridge.line import Line
 from spicebridge.bridge.raw import RawBridge
 from spicebridge.bridge.report import Ready
-from spicebridge.bridge.resolve import resolve
+from spicebridge.bridge.retry import TAKEOVER_LIMIT
+from spicebridge.bridge.sessions import Keep, Sessions
 from spicebridge.bridge.spec import BridgeSpec
-from spicebridge.client.session import ChannelInfo, Renew, open_session
-from spicebridge.errors import SpicebridgeError, UsageError, one_error
+from spicebridge.client.session import ChannelInfo, Renew, Session
+from spicebridge.errors import one_error
 from spicebridge.transport.target import Target
 
 if TYPE_CHECKING:
@@ -28,22 +31,31 @@ async def run_bridges(
     specs: Sequence[BridgeSpec],
     *,
     timeout: float | None = None,
+    idle_timeout: float | None = None,
+    reconnect: float | None = None,
+    takeover_limit: int = TAKEOVER_LIMIT,
     renew: Renew | None = None,
     stop: anyio.Event | None = None,
     ready: Ready | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Bridges channels of a SPICE server to local ends, until all are done.
 
     Local ends are opened before the server is asked: a mistake there must not throw another
-    client's session out.
+    client's session out. They stay where they are while the server is away.
 
     Args:
         target: the server.
         specs: one for each bridge.
         timeout: seconds for each step of reaching the server, see `open_session`.
+        idle_timeout: seconds of silence after which the session is lost, see `open_session`.
+        reconnect: seconds between two tries, at most, while the server is away; None to end then.
+        takeover_limit: how often another client may take the session over, see `Retry`.
         renew: gives another password, see `open_session`.
         stop: set by the caller to drain and end. Cancelling ends at once.
-        ready: called when the local ends exist and the channels were found.
+        ready: called when the local ends exist and the channels were found, with each session
+            anew; or with none, when the server is away at the start and will be tried again.
+        tell: called with a line on the server's state whenever that changes.
 
     Raises:
         SpicebridgeError: what went wrong, see `errors`; `SessionLostError` when the server ended
@@ -51,41 +63,65 @@ async def run_bridges(
     """
     stop = stop or anyio.Event()
     bridges = [_bridge(spec) for spec in specs]
-    up = False
-    failure: SpicebridgeError | None = None
+    lines = [Line(comes_back=reconnect is not None) for _ in specs]
 
-    async def drain_when(event: anyio.Event) -> None:
-        await event.wait()
+    def found(session: Session | None, channels: Sequence[ChannelInfo]) -> None:
+        for bridge, channel in zip(bridges, channels, strict=False):
+            bridge.status.channel = channel
+        if ready is not None:
+            server = target if session is None else session.target
+            ready(server, [bridge.status for bridge in bridges], session)
+
+    sessions = Sessions(
+        target,
+        [spec.channel for spec in specs],
+        lines,
+        keep=Keep(timeout, idle_timeout, reconnect, takeover_limit),
+        renew=renew,
+        found=found,
+        tell=tell,
+    )
+    up = False
+    closed = anyio.Event()
+
+    async def keep_session(*, task_status: TaskStatus[None]) -> None:
+        await sessions.run(tasks, task_status=task_status)
+        closed.set()
+        await drain()
+
+    async def drain_when_stopped() -> None:
+        await stop.wait()
         if up:
-            for bridge in bridges:
-                bridge.stop()
-            await anyio.sleep(DRAIN_TIMEOUT)
+            await drain()
+        tasks.cancel_scope.cancel()
+
+    async def drain() -> None:
+        for line in lines:
+            line.close()
+        for bridge in bridges:
+            bridge.stop()
+        await anyio.sleep(DRAIN_TIMEOUT)
         tasks.cancel_scope.cancel()
 
     with one_error():
         async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
-            tasks.start_soon(drain_when, stop)
+            tasks.start_soon(drain_when_stopped)
             for bridge, spec in zip(bridges, specs, strict=True):
                 await stack.enter_async_context(spec.endpoint)
                 bridge.status.end = spec.endpoint.name
-            session = await stack.enter_async_context(
-                open_session(target, timeout=timeout, renew=renew)
-            )
-            channels = [await resolve(session, spec.channel) for spec in specs]
-            _refuse_twice(channels)
-            for bridge, channel in zip(bridges, channels, strict=True):
-                bridge.status.channel = channel
+            await tasks.start(keep_session)
             up = True
-            if ready is not None:
-                ready(target, [bridge.status for bridge in bridges], session)
-            tasks.start_soon(drain_when, session.lost)
+            if sessions.away:
+                found(None, ())
             async with anyio.create_task_group() as running:
-                for bridge, channel in zip(bridges, channels, strict=True):
-                    running.start_soon(bridge.run, session, channel)
-            failure = session.failure
+                for bridge, line in zip(bridges, lines, strict=True):
+                    running.start_soon(bridge.run, line)
+            sessions.end()
+            await closed.wait()
             tasks.cancel_scope.cancel()
-    if failure and not stop.is_set() and not all(bridge.complete for bridge in bridges):
-        raise failure
+    lost = sessions.failure
+    if lost is not None and not stop.is_set() and not all(bridge.complete for bridge in bridges):
+        raise lost
     for bridge in bridges:
         if bridge.failure is not None:
             raise bridge.failure
@@ -97,11 +133,3 @@ def _bridge(spec: BridgeSpec) -> RawBridge | DemuxBridge:
     from spicebridge.bridge.demux import DemuxBridge  # here, as raw bridges would start later
 
     return DemuxBridge(spec, spec.demux)
-
-
-def _refuse_twice(channels: Sequence[ChannelInfo]) -> None:
-    for channel in channels:
-        if channels.count(channel) > 1:
-            raise UsageError(
-                f"{channel.name} is asked for twice", "one client can link a channel only once"
-            )

@@ -72,6 +72,11 @@ class WaitingRoom:
                 return application
             application.stream.close()
 
+    def put_back(self, application: Application) -> None:
+        """Has one that was taken wait again, before all others."""
+        self._waiting.appendleft(application)
+        self._came.release()
+
     def _forget_gone(self) -> None:
         for application in [each for each in self._waiting if each.stream.hung_up()]:
             self._waiting.remove(application)

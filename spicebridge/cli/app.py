@@ -28,5 +28,5 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _reserve_standard_descriptors() -> None:
     """Nothing that we open may become stdin, stdout or stderr because that was closed."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
-        pass
+        os.set_inheritable(fd, True)  # nor may anything become those of a program that we start
     os.close(fd)

@@ -53,7 +53,7 @@ class Running:
         path: of its socket.
         pid: of the process.
         session: whether it has a session with the server; otherwise it is the server.
-        bridges: by what they have of the server's channels.
+        bridges: by what they have of the server's channels; those alone that have found theirs.
     """
 
     path: Path
@@ -131,6 +131,7 @@ def _understand(path: Path, document: dict[str, Any]) -> Running:
             each["streams"] and StreamCount(**each["streams"]),
         )
         for each in document["bridges"]
+        if each["channel"] is not None
     }
     return Running(path, pid, document["role"] == "bridge", bridges)
 

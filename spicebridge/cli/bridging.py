@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from spicebridge import CONNECT_TIMEOUT, StdioEndpoint, UsageError, run_bridges
+from spicebridge import CONNECT_TIMEOUT, TAKEOVER_LIMIT, StdioEndpoint, UsageError, run_bridges
 from spicebridge.cli.descriptors import make_room_for
 from spicebridge.cli.log import LogFormat
+from spicebridge.cli.notify import Notifier
 from spicebridge.cli.output import Output, set_up_output
 from spicebridge.cli.password import GivenPassword, with_password
 from spicebridge.cli.running import run_until_signal
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spicebridge import BridgeSpec, Ready, Target
+
+
+RECONNECT_MAX: Final = 30.0
+"""Seconds that ``--reconnect`` without a value stands for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class BridgeOptions:
     password_command: str | None = None
     reach: ReachOptions = field(default_factory=ReachOptions)
     connect_timeout: float = CONNECT_TIMEOUT
+    reconnect: float | None = None
+    takeover_limit: int = TAKEOVER_LIMIT
+    idle_timeout: float | None = None
     ready_fd: int | None = None
     log_format: LogFormat = LogFormat.TEXT
     verbose: int = 0
@@ -62,9 +71,13 @@ def bridge(options: BridgeOptions) -> int:
             "there is nothing to bridge",
             "add --custom-channel unixsocket=/tmp/s,channelid=128, or see spicebridge list",
         )
+    for name in ("connect_timeout", "reconnect", "idle_timeout"):
+        if not math.isfinite(getattr(options, name) or 0):
+            raise UsageError(f"--{name.replace('_', '-')} is not a number of seconds")
     target = server_target(options.uri, options.reach, stdio=any(map(_uses_stdio, parsed)))
 
     def run(target: Target) -> int:
+        notifier = Notifier()
         specs = parse_specs(texts)  # anew: local ends belong to one event loop
 
         async def action(stop: anyio.Event, ready: Ready) -> None:
@@ -72,12 +85,16 @@ def bridge(options: BridgeOptions) -> int:
                 target,
                 specs,
                 timeout=options.connect_timeout,
+                idle_timeout=options.idle_timeout,
+                reconnect=options.reconnect,
+                takeover_limit=options.takeover_limit,
                 renew=password.again,
                 stop=stop,
                 ready=ready,
+                tell=notifier.status,
             )
 
-        return anyio.run(run_until_signal, action, output, options.ready_fd)
+        return anyio.run(run_until_signal, action, output, options.ready_fd, "", notifier)
 
     return with_password(target, password, run)
 

@@ -15,6 +15,7 @@ from typer.core import TyperGroup, TyperOption
 
 from spicebridge import (
     CONNECT_TIMEOUT,
+    TAKEOVER_LIMIT,
     Ready,
     Target,
     TcpAddress,
@@ -23,13 +24,20 @@ from spicebridge import (
     __version__,
     parse_host_port,
 )
-from spicebridge.cli.bridging import BridgeOptions, bridge, parse_specs, set_up_for
+from spicebridge.cli.bridging import (
+    RECONNECT_MAX,
+    BridgeOptions,
+    bridge,
+    parse_specs,
+    set_up_for,
+)
 from spicebridge.cli.log import LogFormat, show_steps
 from spicebridge.cli.options import (
     CaFileOption,
     ConnectTimeoutOption,
     CustomChannelOption,
     HostSubjectOption,
+    IdleTimeoutOption,
     InsecureTlsOption,
     LogFormatOption,
     PasswordCommandOption,
@@ -38,9 +46,11 @@ from spicebridge.cli.options import (
     ProxyOption,
     QuietOption,
     ReadyFdOption,
+    ReconnectOption,
     SaslMechanismOption,
     SecureChannelsOption,
     ShareOption,
+    TakeoverLimitOption,
     TlsCiphersOption,
     UriArgument,
     VerboseOption,
@@ -61,6 +71,8 @@ class _DefaultCommandGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # its value is optional, and stands behind an equals sign, as GNU programs have it
+        args = [f"{word}={RECONNECT_MAX}" if word == "--reconnect" else word for word in args]
         if args not in (["--help"], ["--version"]):
             command = self._command_index(args)
             if command is None:
@@ -147,6 +159,9 @@ def _bridge(
     proxy: ProxyOption = None,
     sasl_mechanism: SaslMechanismOption = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT,
+    reconnect: ReconnectOption = None,
+    takeover_limit: TakeoverLimitOption = TAKEOVER_LIMIT,
+    idle_timeout: IdleTimeoutOption = None,
     ready_fd: ReadyFdOption = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     verbose: VerboseOption = 0,
@@ -171,6 +186,9 @@ def _bridge(
                 sasl_mechanism,
             ),
             connect_timeout,
+            reconnect,
+            takeover_limit,
+            idle_timeout,
             ready_fd,
             log_format,
             verbose,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +10,17 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from spicebridge import ChannelInfo, PortInfo, Target, channel_type_name, open_session
+from spicebridge import (
+    ChannelInfo,
+    PortInfo,
+    Target,
+    channel_type_name,
+    open_session,
+    printable,
+)
 from spicebridge.cli.answer import print_answer, write_answer
 from spicebridge.cli.asking import Bridged, Running, running_at
+from spicebridge.cli.json_text import json_text
 from spicebridge.cli.status import Offered, ask_session
 
 log = logging.getLogger("spicebridge")
@@ -57,7 +64,7 @@ async def list_channels(target: Target, *, as_json: bool, timeout: float | None 
     bridged = {channel: end for each in running for channel, end in each.bridges.items()}
     rows = [_row(channel, info, bridged.get(channel)) for channel, info in offered.items()]
     if as_json:
-        write_answer(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        write_answer(json_text([asdict(row) for row in rows], indent=2) + "\n")
     else:
         print_answer(_table(rows))
 
@@ -92,8 +99,7 @@ def _table(rows: list[Row]) -> Table:
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         state = "in use" if row.busy else {None: "", True: "yes", False: "no"}[row.open]
-        port = "".join(char if char.isprintable() else "?" for char in row.port or "")
-        cells: list[str | Text] = [row.type, str(row.id), Text(port), state]
+        cells: list[str | Text] = [row.type, str(row.id), Text(printable(row.port or "")), state]
         cells += [_streams(row.bridge)] if streams else []
         cells += [_bytes(row.bridge)] if bridged else []
         table.add_row(*cells)

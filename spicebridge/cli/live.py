@@ -41,14 +41,17 @@ class LiveLine:
         self._moved: dict[str, int] = {}
 
     async def run(self, bridges: Sequence[BridgeStatus]) -> None:
-        """Draws them, twice a second."""
+        """Draws them, twice a second, as long as there is a terminal."""
         if not self._console.is_terminal:  # the environment can tell Rich so
             return
         drawn = Live(console=self._console, transient=True, auto_refresh=False)
-        with drawn as live, self._lines.through(self._write_above):
-            while True:
-                live.update(self._table(bridges), refresh=True)
-                await anyio.sleep(_EVERY)
+        try:
+            with drawn as live, self._lines.through(self._write_above):
+                while True:
+                    live.update(self._table(bridges), refresh=True)
+                    await anyio.sleep(_EVERY)
+        except OSError:  # the terminal has gone, and SIGHUP may be ignored
+            pass
 
     def _write_above(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)

@@ -7,6 +7,7 @@ import time
 from enum import StrEnum
 from typing import Final
 
+from spicebridge import printable
 from spicebridge.cli.lines import WriteLine
 
 _STEPS: Final = logging.getLogger("spicebridge.steps")
@@ -25,18 +26,19 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         bridge = getattr(record, "bridge", "spicebridge")
-        return f"{clock} {record.levelname} {bridge}: {_printable(record.getMessage())}"
+        return f"{clock} {record.levelname} {bridge}: {printable(record.getMessage())}"
 
 
 class _JsonFormatter(logging.Formatter):
     """``{"time": …, "level": …, "event": …, "bridge": …, "message": …, …}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        import json  # here, as most commands log none, and would start later
-        from datetime import UTC, datetime
+        from datetime import UTC, datetime  # here, as most commands log none, and would start later
+
+        from spicebridge.cli.json_text import json_text
 
         fallback = "error" if record.levelno >= logging.ERROR else "log"
-        return json.dumps(
+        return json_text(
             {
                 "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
                 "level": record.levelname.lower(),
@@ -66,11 +68,6 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._write(self.format(record))
-
-
-def _printable(text: str) -> str:
-    """What a peer sent never reaches a terminal as control characters."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def set_up_logging(write: WriteLine, log_format: LogFormat, level: int) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from spicebridge import DEFAULT_URI, URI_VARIABLE
+from spicebridge import DEFAULT_URI, FIRST_DELAY, URI_VARIABLE
+from spicebridge.cli.bridging import RECONNECT_MAX
 from spicebridge.cli.log import LogFormat
 
 UriArgument = Annotated[
@@ -136,6 +137,37 @@ ConnectTimeoutOption = Annotated[
         "--connect-timeout",
         metavar="SECONDS",
         help="How long each step of reaching the server may take.",
+        min=0.01,
+    ),
+]
+ReconnectOption = Annotated[
+    float | None,
+    typer.Option(
+        "--reconnect",
+        metavar="[=MAX]",
+        help="Stay while the server is away, and try again after 0.2 seconds, then ever later, "
+        f"up to MAX ({RECONNECT_MAX:g}).",
+        show_default=False,
+        min=FIRST_DELAY,
+    ),
+]
+TakeoverLimitOption = Annotated[
+    int,
+    typer.Option(
+        "--takeover-limit",
+        metavar="N",
+        help="With --reconnect: end once another client has taken the session over N times, one "
+        "soon after the other; 0 for never.",
+        min=0,
+    ),
+]
+IdleTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--idle-timeout",
+        metavar="SECONDS",
+        help="Take the session for lost when the server has said nothing for so long.",
+        show_default=False,
         min=0.01,
     ),
 ]

@@ -6,15 +6,17 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 
-from spicebridge import PASSWORD_VARIABLE, LoginError, Target, UsageError
+from spicebridge import PASSWORD_VARIABLE, LoginError, Target, UsageError, environment
 
 
 class GivenPassword:
@@ -32,7 +34,7 @@ class GivenPassword:
         if file is not None and command is not None:
             raise UsageError("--password-file and --password-command are both given", "keep one")
         self._from_file = _from_file(file) if file is not None else None
-        self._command = command
+        self._file, self._command = file, command
 
     def first(self, known: str = "") -> str | None:
         """The first line of the file or of what the command prints, else what is known from the
@@ -51,12 +53,15 @@ class GivenPassword:
     @property
     def again(self) -> Callable[[], Awaitable[str]] | None:
         """What gives another password, when the first one is no longer taken; None if nothing."""
-        if self._command is None:
+        if self._command is not None:
+            read = partial(_from_command, self._command)
+        elif self._file is not None:
+            read = partial(_from_file, self._file)
+        else:
             return None
-        command = self._command
 
         async def ask() -> str:
-            return await anyio.to_thread.run_sync(_from_command, command, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
 
         return ask
 
@@ -83,6 +88,7 @@ def _from_command(command: str) -> str:
             words,
             stdin=subprocess.DEVNULL,  # ours may be an application's
             stdout=subprocess.PIPE,
+            env=environment(),
             encoding="utf-8",
             errors="surrogateescape",
             check=False,
@@ -126,4 +132,5 @@ def with_password(target: Target, given: GivenPassword, run: Callable[[Target], 
                 error.problem,
                 f"give a password with --password-file, --password-command or ${PASSWORD_VARIABLE}",
             ) from error
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the echo has to be given back
     return run(replace(target, password=getpass.getpass(f"Password for {target}: ")))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from spicebridge.cli.bridging import BridgeOptions
+from spicebridge.cli.bridging import RECONNECT_MAX, BridgeOptions
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.target import ReachOptions
 
@@ -23,6 +23,12 @@ _Read = Callable[[str], Any]
 
 def _descriptor(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", text):
         raise ValueError(text)
     return int(text)
 
@@ -38,6 +44,9 @@ _OPTIONS: Final[Mapping[str, _Read]] = {
     "--password-file": Path,
     "--password-command": str,
     "--connect-timeout": _seconds,
+    "--reconnect": _seconds,
+    "--takeover-limit": _number,
+    "--idle-timeout": _seconds,
     "--ready-fd": _descriptor,
     "--log-format": LogFormat,
 }
@@ -53,6 +62,7 @@ _REACH_OPTIONS: Final[Mapping[str, _Read]] = {
 }
 
 _CUSTOM_CHANNEL: Final = "--custom-channel"
+_RECONNECT: Final = "--reconnect"
 _INSECURE: Final = "--insecure-tls"
 _QUIET: Final = frozenset({"-q", "--quiet"})
 _VERBOSE: Final = frozenset({"-v", "--verbose"})
@@ -70,7 +80,9 @@ def read_plain(words: Sequence[str]) -> BridgeOptions | None:
         if word in _QUIET | _VERBOSE or word == _INSECURE:
             flags.append(word)
             continue
-        if name and not equals:
+        if name == _RECONNECT and not equals:
+            value = f"{RECONNECT_MAX:g}"
+        elif name and not equals:
             value = next(rest, "")
         if not value.isprintable() or not value or value.startswith("-") or name in values:
             return None

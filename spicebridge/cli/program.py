@@ -8,6 +8,7 @@ import sys
 from spicebridge import SpicebridgeError
 from spicebridge.cli.answer import OutputClosedError
 from spicebridge.cli.bridging import bridge
+from spicebridge.cli.descriptors import given
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.output import set_up_output
 from spicebridge.cli.plain import read_plain
@@ -19,6 +20,7 @@ _INTERRUPTED = 130  # 128 + SIGINT
 
 def run_program(words: list[str]) -> int:
     """Runs a command and returns its exit code; errors are one line on stderr."""
+    given()  # at once: no program that we start gets what the service manager gave us
     try:
         return _run(words)
     except OutputClosedError as error:

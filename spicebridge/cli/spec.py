@@ -25,6 +25,7 @@ from spicebridge import (
     UsageError,
     parse_host_port,
 )
+from spicebridge.cli.descriptors import find_given
 
 KEYS: Final[Mapping[str, str]] = {
     "channelid": "channel type: 128 to 255, or webdav, usbredir, smartcard, port",
@@ -36,9 +37,9 @@ KEYS: Final[Mapping[str, str]] = {
     "stdio": "local end: standard input and output",
     "exec": "local end: a program and its arguments",
     "pty": "local end: a pseudo-terminal, with a link to it at this path",
-    "fd": "local end: a descriptor that is open both ways",
+    "fd": "local end: a descriptor, open both ways or a socket that listens; or its systemd name",
     "share": "local end: this folder, over WebDAV; implies demux=on",
-    "mode": "listen or connect, for unixsocket and tcp; connect is the default with demux=on",
+    "mode": "listen or connect, for unixsocket, tcp and fd; connect is the default with demux=on",
     "demux": "on: an application for each stream, the default for webdav; off: raw bytes",
     "attach": "demand (default): link while an application is there; always: link at once",
     "perm": "mode of a created socket or FIFO, octal, 0600 by default",
@@ -68,12 +69,13 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 """Keys with named values, the default first; channelid takes numbers beside them."""
 
 _ONLY_WITH: Final[Mapping[str, tuple[str, ...]]] = {
-    "mode": ("unixsocket", "tcp"),
+    "mode": ("unixsocket", "tcp", "fd"),
     "perm": ("unixsocket", "pipe"),
-    "linger": ("stdio", "unixsocket", "tcp"),
+    "linger": ("stdio", "unixsocket", "tcp", "fd"),
     "readonly": ("share",),
 }
 
+_LISTENING: Final = ("unixsocket", "tcp", "fd")
 _DEMUX_ENDS: Final = ("unixsocket", "tcp", "exec", "share")
 _DEMUX_ONLY: Final = ("buffer", "stall", "max-streams")
 _RAW_ONLY: Final[Mapping[str, str]] = {
@@ -113,6 +115,8 @@ def parse_custom_channel(text: str, *, serving: bool = False) -> BridgeSpec:
     for key, allowed in _ONLY_WITH.items():
         if key in values and ends[0] not in allowed:
             raise UsageError(f"{key}= does not go with {ends[0]}", f"it is for {_or(allowed)}")
+    if ends[0] == "fd":
+        values.setdefault("mode", _mode_of(_descriptor(values["fd"])))
     channel = _channel(values)
     demux = _demux(values, ends[0], channel, serving=serving)
     connects = demux is not None and not serving
@@ -171,7 +175,7 @@ def _demux(
         if end == "share":
             raise UsageError("share= serves streams", "leave demux=off out")
         return None
-    if end not in _DEMUX_ENDS:
+    if end not in _DEMUX_ENDS and not (end == "fd" and _choice(values, "mode") == "listen"):
         raise UsageError(
             f"{end} is one application, and demux=on gives each stream its own",
             f"use {_or(_DEMUX_ENDS)}, or add demux=off to have the framed bytes",
@@ -179,7 +183,7 @@ def _demux(
     for key, reason in _RAW_ONLY.items():
         if key in values:
             raise UsageError(f"{key}= does not go with demux=on: {reason}", f"leave {key}= out")
-    if serving and (end not in {"unixsocket", "tcp"} or values.get("mode") == "connect"):
+    if serving and (end not in _LISTENING or values.get("mode") == "connect"):
         raise UsageError(
             "serve with demux=on makes streams of the connections to a listening socket",
             "use unixsocket or tcp with mode=listen, which is the default there",
@@ -274,6 +278,16 @@ def _name(values: Mapping[str, str]) -> str:
     return f"channelid={values['channelid']}{instance}"
 
 
+def _descriptor(text: str) -> int:
+    return _number("fd", text, _MAX_FD) if re.fullmatch("[0-9]+", text) else find_given(text)
+
+
+def _mode_of(fd: int) -> str:
+    from spicebridge import is_listening
+
+    return "listen" if is_listening(fd) else "connect"
+
+
 def _endpoint(end: str, values: Mapping[str, str], mode: str) -> Endpoint:
     """The local end.
 
@@ -314,6 +328,9 @@ def _endpoint(end: str, values: Mapping[str, str], mode: str) -> Endpoint:
 
             return ShareEndpoint(value, readonly=_choice(values, "readonly") == "on")
         case _:
-            from spicebridge import InheritedEndpoint
+            from spicebridge import InheritedEndpoint, InheritedListener
 
-            return InheritedEndpoint(_number("fd", value, _MAX_FD))
+            fd = _descriptor(value)
+            if _choice(values, "mode") == "listen":
+                return InheritedListener(fd, name, linger=linger)
+            return InheritedEndpoint(fd, name, linger=linger)

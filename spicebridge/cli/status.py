@@ -75,7 +75,7 @@ class StatusPage:
 
     def __init__(self) -> None:
         self._role = "starting"
-        self._servers: list[str] = []
+        self._server: Target | None = None
         self._bridges: Sequence[BridgeStatus] = ()
         self._session: Session | None = None
         self._asking = anyio.Lock()
@@ -84,8 +84,11 @@ class StatusPage:
         self, server: Target, bridges: Sequence[BridgeStatus], session: Session | None
     ) -> None:
         """Has more to tell from now on; see `Ready`."""
-        self._role = "serve" if session is None else "bridge"
-        self._servers, self._bridges, self._session = sorted(server.identities), bridges, session
+        if session is not None:
+            self._role = "bridge"
+        elif all(bridge.channel is not None for bridge in bridges):  # else the server is away
+            self._role = "serve"
+        self._server, self._bridges, self._session = server, bridges, session
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Answers until cancelled. Where there is no place for a socket, nobody can ask."""
@@ -110,9 +113,9 @@ class StatusPage:
     async def _answer(self, asker: Application, slots: anyio.Semaphore) -> None:
         try:
             more = await self._channels() if await _line(asker) == CHANNELS else {}
-            import json  # here, as nobody waits for it at the start
+            from spicebridge.cli.json_text import json_text  # nobody waits for it at the start
 
-            data = json.dumps(self._document() | more).encode() + b"\n"
+            data = json_text(self._document() | more).encode() + b"\n"
             with anyio.move_on_after(PATIENCE):
                 await asker.stream.write_all([memoryview(data)])
         except OSError as error:  # it has gone
@@ -122,11 +125,12 @@ class StatusPage:
             slots.release()
 
     def _document(self) -> dict[str, Any]:
+        server = self._session.target if self._session is not None else self._server
         return {
             "version": VERSION,
             "pid": os.getpid(),
             "role": self._role,
-            "servers": self._servers,
+            "servers": [] if server is None else sorted(server.identities),
             "bridges": [
                 {
                     "name": bridge.name,

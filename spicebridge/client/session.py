@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
+from anyio.abc import TaskGroup, TaskStatus
 
-from spicebridge.channel import Channel, ChannelClosedError
+from spicebridge.channel import CLOSE_TIMEOUT, Channel, ChannelClosedError
 from spicebridge.client.linking import link
+from spicebridge.client.remarks import Remarks
 from spicebridge.errors import (
     ChannelBusyError,
     ChannelNotFoundError,
     LoginError,
     SessionLostError,
     SpicebridgeError,
+    listing,
     one_error,
 )
 from spicebridge.protocol.constants import ChannelType, MsgC, NotifySeverity, channel_type_name
@@ -26,15 +30,22 @@ from spicebridge.protocol.events import (
     Disconnecting,
     Event,
     MainInit,
-    Migrate,
+    MigrateBegin,
+    MigrateCancel,
+    MigrateEnd,
+    MigrateSwitchHost,
     Notify,
     PortInit,
 )
-from spicebridge.protocol.link import LinkRequest, channel_caps
+from spicebridge.protocol.link import MAIN_CAPS, LinkRequest, channel_caps
 from spicebridge.protocol.messages import has_port_events
+from spicebridge.transport.address import UnixAddress
 from spicebridge.transport.dial import Dialer
 from spicebridge.transport.steps import step
 from spicebridge.transport.target import Target
+
+if TYPE_CHECKING:
+    from spicebridge.client.migration import Migration, Successor
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +58,10 @@ BUSY_TIMEOUT: Final = 2.0
 _BUSY_PAUSE: Final = 0.05
 _NOTICE: Final = 0.2
 """Seconds in which the main channel tells that the whole server has gone."""
+
+SILENCE: Final = 75.0
+"""Seconds without a word on the main channel after which that is told. Over TCP libspice-server
+sends a PING every 15 seconds; on a Unix socket it sends none."""
 
 _QUIET_CHANNEL: Final = 0.5
 """Seconds after which a channel that says nothing at its start is taken for linked."""
@@ -90,18 +105,35 @@ class Session:
         target: the server.
         channels: what the server offers, in its order.
         lost: set once the server has ended the session; `failure` tells how.
+        clean: whether it did so with an end of file, as one that gives the session to another
+            client.
+        successor: where it goes on as another session, once it is lost; None where it does not.
+        begun: when it began, by the clock of `time.monotonic`.
     """
 
     def __init__(self, dialer: Dialer, main: Channel, renew: Renew | None) -> None:
-        self.target = dialer.target
         self.channels: tuple[ChannelInfo, ...] = ()
         self.lost = anyio.Event()
         self.failure: SpicebridgeError | None = None
+        self.clean = False
+        self.successor: Successor | None = None
+        self.begun = time.monotonic()
         self._main = main
         self._dialer = dialer
         self._renew = renew
         self._id = 0
+        self._remarks = Remarks()
+        self._heard = time.monotonic()
+        self._tasks: TaskGroup | None = None
+        self._migration: Migration | None = None
+        self._parted = anyio.Event()  # set once that is over
+        self._links: dict[ChannelInfo, Channel] = {}
         self._ports: dict[ChannelInfo, Channel] = {}  # the last link of each, which keeps its state
+
+    @property
+    def target(self) -> Target:
+        """The server; another one after a live migration."""
+        return self._dialer.target
 
     async def open_channel(self, channel: ChannelInfo) -> Channel:
         """Links a channel of this session; the caller closes it.
@@ -116,7 +148,7 @@ class Session:
             ConnectError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
         """
         if channel not in self.channels:
-            offered = ", ".join(each.name for each in self.channels)
+            offered = listing(each.name for each in self.channels)
             raise ChannelNotFoundError(
                 f"{self.target} does not offer {channel.name}", f"it offers {offered}"
             )
@@ -154,6 +186,9 @@ class Session:
                 raise
         if linked.port is not None:
             self._ports[channel] = linked
+        self._links[channel] = linked
+        if self._migration is not None:
+            self._migration.add((channel.type, channel.id), linked)
         return linked
 
     async def _log_in(self, request: LinkRequest, guard: anyio.CancelScope) -> Channel:
@@ -162,14 +197,14 @@ class Session:
             return await link(self._dialer, request, guard)
         except LoginError as error:
             guard.shield = False
-            if self._renew is None:
+            password = self.target.password if self._renew is None else await self._renew()
+            if password == self.target.password:
                 raise LoginError(
                     f"{error.problem}, though the password was taken when the session began: "
                     "it has expired or been changed",
                     "attach=always links a channel at once, while it is valid",
                 ) from error
-        target = replace(self._dialer.target, password=await self._renew())
-        self._dialer = Dialer(target, self._dialer.timeout)
+        self._dialer = Dialer(replace(self.target, password=password), self._dialer.timeout)
         return await link(self._dialer, request, guard)
 
     async def _greeting(self, channel: Channel) -> None:
@@ -228,15 +263,15 @@ class Session:
         """Reads MAIN_INIT, asks for the list of channels and reads it; `open_session` calls it."""
         while not self._id:
             for event in await self._receive():
-                if isinstance(event, MainInit):
+                if isinstance(event, MainInit) and not self._id:
                     self._id = event.session_id
         await self._main.send_message(MsgC.MAIN_ATTACH_CHANNELS)
         while not self.channels:
             for event in await self._receive():
-                if isinstance(event, ChannelsList):
+                if isinstance(event, ChannelsList) and not self.channels:
                     self.channels = tuple(
                         sorted(
-                            (ChannelInfo(*each) for each in event.channels),
+                            {ChannelInfo(*each) for each in event.channels},
                             key=lambda each: (each.type, each.id),
                         )
                     )
@@ -245,7 +280,9 @@ class Session:
 
     async def _receive(self) -> list[Event]:
         items = await self._main.receive()
+        self._heard = time.monotonic()
         if items is None:
+            self.clean = True
             raise SessionLostError(
                 "the server ended the session",
                 "has another client taken it over, or the server stopped?",
@@ -258,27 +295,113 @@ class Session:
     def _report(self, event: Event) -> None:
         if isinstance(event, Notify):
             level = logging.INFO if event.severity == NotifySeverity.INFO else logging.WARNING
-            log.log(level, "the server says: %r", event.text)
-        elif isinstance(event, (Disconnecting, Migrate)):
-            log.warning("the server announces %s", event)
+            self._remarks.tell(level, "the server says: %r", event.text)
+        elif isinstance(event, Disconnecting):
+            self._remarks.tell(logging.WARNING, "the server announces %s", event)
         else:
             log.debug("main: %s", event)
 
-    async def keep_alive(self) -> None:
+    async def keep_alive(self, tasks: TaskGroup) -> None:
         """Answers the main channel until the session ends; a task of `open_session`."""
+        self._tasks = tasks
         try:
-            while True:
-                await self._receive()
+            while self.failure is None:
+                for event in await self._receive():
+                    await self._migrate(event)
         except SpicebridgeError as error:
             if isinstance(error, ChannelClosedError):  # of main: there is no session without it
                 error = SessionLostError(f"the session has ended: {error}")
-            self.failure = error.at(self.target)
-            self.lost.set()
+            self._end(error.at(self.target))
+
+    def _end(self, failure: SpicebridgeError, successor: Successor | None = None) -> None:
+        if self._migration is not None:  # what was not to be yet is all that there is now
+            successor = successor or self._migration.outlived()
+        if self.failure is None:
+            self.failure, self.successor = failure, successor
+        self.lost.set()
+
+    async def cut_off(self) -> None:
+        """Ends the channels of a lost session that have not ended by themselves, as where a whole
+        machine died silently: after `CLOSE_TIMEOUT` seconds nothing more will come."""
+        await anyio.sleep(CLOSE_TIMEOUT)
+        for channel in self._links.values():
+            if not channel.closed:
+                channel.hang_up()
+
+    async def watch_silence(self, limit: float | None) -> None:
+        """Tells of a main channel that has said nothing for long; a task of `open_session`.
+
+        On a Unix socket that means nothing: the kernel tells at once of a peer that has gone.
+
+        Args:
+            limit: seconds after which that is the end of the session; None for never.
+        """
+        if isinstance(self.target.plain or self.target.secure, UnixAddress):
+            return
+        told = 0.0
+        patience = min(SILENCE, limit or SILENCE)
+        while True:
+            silent = time.monotonic() - self._heard
+            if limit is not None and silent >= limit:
+                problem = f"{self.target} has said nothing for {limit:g} seconds"
+                self._end(SessionLostError(problem, "is it, or the network, down?"))
+                return
+            if silent >= SILENCE and told != self._heard:
+                told = self._heard
+                log.warning("%s has said nothing for %.0f seconds", self.target, silent)
+            rest = patience - silent
+            if rest <= 0:
+                rest = SILENCE if limit is None else min(limit - silent, SILENCE)
+            await anyio.sleep(rest)
+
+    # Live migration
+
+    async def _migrate(self, event: Event) -> None:
+        """Does what the server says of the machine's moving to another one, if it says that."""
+        if isinstance(event, MigrateBegin) and self._tasks is not None:
+            await self._stay()  # the last word counts
+            await self._tasks.start(self._take_part, event)
+        elif isinstance(event, MigrateCancel):
+            await self._stay()
+        elif isinstance(event, MigrateEnd) and self._migration is not None:
+            there = await self._migration.end()
+            self._end(SessionLostError(f"the machine has left {self.target}"), there)
+        elif isinstance(event, MigrateSwitchHost):
+            from spicebridge.client.migration import Successor, target_there
+
+            target = target_there(self.target, event.target)
+            there = Successor(Dialer(target, self._dialer.timeout))
+            self._end(SessionLostError(f"the machine has left {self.target}"), there)
+
+    async def _stay(self) -> None:
+        """Undoes what was done for a migration."""
+        if self._migration is not None:
+            self._migration.cancel()
+            await self._parted.wait()
+
+    async def _take_part(self, begin: MigrateBegin, *, task_status: TaskStatus[None]) -> None:
+        from spicebridge.client.migration import Migration  # here, as few sessions ever see one
+
+        links = {(key.type, key.id): each for key, each in self._links.items() if not each.closed}
+        self._migration = migration = Migration(self._dialer, self._id, self._main, links)
+        self._parted = anyio.Event()
+        task_status.started()
+        try:
+            if (dialer := await migration.run(begin)) is not None:
+                self._dialer = dialer
+        finally:
+            self._migration = None
+            self._parted.set()
 
 
 @asynccontextmanager
 async def open_session(
-    target: Target, *, timeout: float | None = None, renew: Renew | None = None
+    target: Target,
+    *,
+    timeout: float | None = None,
+    renew: Renew | None = None,
+    idle_timeout: float | None = None,
+    predecessor: Session | None = None,
 ) -> AsyncIterator[Session]:
     """Opens a session; leaving the block closes it.
 
@@ -289,6 +412,9 @@ async def open_session(
         timeout: seconds that each step of reaching the server may take, here and when channels are
             linked: connecting, TLS, linking, waiting for a first word; None for 10.
         renew: gives another password, when the one that began the session is refused later on.
+        idle_timeout: seconds without a word on the main channel after which the session is lost,
+            unless it runs on a Unix socket; None for no limit.
+        predecessor: a session that is lost, and goes on as this one: `target` is its successor's.
 
     Raises:
         ConnectError, TlsError, ProtocolError, LoginError, LinkRefusedError: see `linking.link`.
@@ -296,24 +422,33 @@ async def open_session(
         SessionLostError: the server ended the session before it had begun. Later on that is in
             `Session.lost` and `Session.failure`: what still waits to be read can be read.
     """
-    dialer = Dialer(target, timeout)
-    with anyio.CancelScope() as guard:
-        main = await link(dialer, LinkRequest(0, ChannelType.MAIN, 0), guard)
-    session = Session(dialer, main, renew)
-    try:
-        async with step("waiting for the list of channels", timeout):
-            await session.begin()
-    except SpicebridgeError as error:
-        main.abort()
-        raise error.at(f"opening a session at {target}") from error.__cause__
-    except BaseException:
-        main.abort()
-        raise
-    try:
-        with one_error():
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(session.keep_alive)
-                yield session
-                tasks.cancel_scope.cancel()
-    finally:
-        await main.aclose()
+    with ExitStack() as stack:
+        waiting = predecessor.successor if predecessor is not None else None
+        if waiting is not None:
+            stack.callback(waiting.close)
+        dialer = Dialer(target, timeout)
+        if waiting is not None and waiting.main is not None:
+            main, waiting.main = waiting.main, None
+        else:
+            request = LinkRequest(0, ChannelType.MAIN, 0, channel_caps=MAIN_CAPS)
+            with anyio.CancelScope() as guard:
+                main = await link(dialer, request, guard)
+        session = Session(dialer, main, renew)
+        try:
+            async with step("waiting for the list of channels", timeout):
+                await session.begin()
+        except SpicebridgeError as error:
+            main.abort()
+            raise error.at(f"opening a session at {target}") from error.__cause__
+        except BaseException:
+            main.abort()
+            raise
+        try:
+            with one_error():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(session.keep_alive, tasks)
+                    tasks.start_soon(session.watch_silence, idle_timeout)
+                    yield session
+                    tasks.cancel_scope.cancel()
+        finally:
+            await main.aclose()

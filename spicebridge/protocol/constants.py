@@ -73,6 +73,15 @@ class CommonCap(IntEnum):
     MINI_HEADER = 3
 
 
+class MainCap(IntEnum):
+    """SPICE_MAIN_CAP_*: bits of the capabilities of the main channel."""
+
+    SEMI_SEAMLESS_MIGRATE = 0
+    NAME_AND_UUID = 1
+    AGENT_CONNECTED_TOKENS = 2
+    SEAMLESS_MIGRATE = 3
+
+
 class SpicevmcCap(IntEnum):
     """SPICE_SPICEVMC_CAP_*: bits of the capabilities of spicevmc channels."""
 
@@ -147,10 +156,37 @@ class MsgC(IntEnum):
     ACK_SYNC = 1
     ACK = 2
     PONG = 3
+    MIGRATE_FLUSH_MARK = 4
+    MIGRATE_DATA = 5
     DISCONNECTING = 6
     MAIN_ATTACH_CHANNELS = 104
     COMPRESSED_DATA = 102
     PORT_EVENT = 201
+
+
+class MigrationMsg(IntEnum):
+    """SPICE_MSG_MAIN_MIGRATE_*: what a server says of live migration on the main channel.
+
+    Apart from `Msg`, as other channels have other messages of these numbers; likewise below.
+    """
+
+    BEGIN = 101
+    CANCEL = 102
+    SWITCH_HOST = 111
+    END = 112
+    BEGIN_SEAMLESS = 116
+    DST_SEAMLESS_ACK = 117
+    DST_SEAMLESS_NACK = 118
+
+
+class MigrationMsgC(IntEnum):
+    """SPICE_MSGC_MAIN_MIGRATE_*: what a client says of it there."""
+
+    CONNECTED = 102
+    CONNECT_ERROR = 103
+    END = 109
+    DST_DO_SEAMLESS = 110
+    CONNECTED_SEAMLESS = 111
 
 
 def channel_type_name(channel_type: int) -> str:
@@ -195,6 +231,17 @@ MAX_DATA: Final = 64 * 1024 * 1024
 
 MAX_UNCOMPRESSED: Final = 1024 * 1024
 """Bytes that one COMPRESSED_DATA may unfold to. libspice-server sends at most 65,568."""
+
+MAX_HOST_NAME: Final = 1024
+"""Bytes of the name of a host that a machine moves to, with its NUL. DNS has 255 at most."""
+
+MAX_CERT_SUBJECT: Final = 4096
+"""Bytes of the subject of its certificate, with the NUL."""
+
+MAX_MIGRATE_DATA: Final = 64 * 1024 * 1024
+"""Bytes of the state of a channel that moves, which is passed on as it comes. libspice-server has
+in it what the guest has not taken yet: up to 128 DATA, of `SEND_DATA` bytes each where we sent
+them."""
 
 MAX_IGNORED: Final = 4 * 1024 * 1024
 """Bytes of a message that is read and ignored. QEMU's main channel sends pings of 256,000."""

@@ -8,6 +8,8 @@ Rules of this file:
 - Every other message is held until it is whole, which its `Kind` bounds, and becomes an event.
 - What the protocol answers by itself (ACK_SYNC and ACK, PONG) is queued in `control`, to be sent
   before, after, never inside the next message of ours.
+- A channel that moves in a live migration goes on as the same one, with what the other server
+  agreed on. Its state is passed on as DATA is, never gathered.
 - Which role we play shows only in the table of messages that the peer may send and in whether
   PING and SET_ACK are among them.
 """
@@ -20,13 +22,27 @@ from spicebridge.errors import ProtocolError
 from spicebridge.protocol.constants import (
     MAX_DATA,
     MAX_MESSAGE,
+    MAX_MIGRATE_DATA,
+    MAX_UNCOMPRESSED,
     RECEIVE_BUFFER,
     SEND_DATA,
     ChannelType,
+    MigrateFlags,
+    MigrationMsgC,
     Msg,
     MsgC,
 )
-from spicebridge.protocol.events import AckSync, Event, Ignored, Ping, Pong, SetAck, Unfolded
+from spicebridge.protocol.events import (
+    AckSync,
+    Event,
+    Ignored,
+    Migrate,
+    MigrateData,
+    Ping,
+    Pong,
+    SetAck,
+    Unfolded,
+)
 from spicebridge.protocol.framing import MAX_HEADER, Framing
 from spicebridge.protocol.messages import (
     Body,
@@ -39,6 +55,8 @@ from spicebridge.protocol.messages import (
 )
 
 _DATA: Final = int(Msg.DATA)
+_MIGRATE_DATA: Final = int(Msg.MIGRATE_DATA)
+_COMPRESSED: Final = int(Msg.COMPRESSED_DATA)
 _NO_DATA: Final = -1
 
 
@@ -52,7 +70,11 @@ class Conversation:
 
     Attributes:
         control: bytes of whole messages that wait to be sent; the sender deletes what it has sent.
-        data_left: bytes of a DATA payload still to come; 0 between messages, and inside others.
+        data_left: bytes of a DATA payload still to come, or of the state behind MIGRATE_DATA; 0
+            between messages, and inside others.
+        more: whether to call `receive_data` once more, with 0, before anything else is read: there
+            may be messages that were left for later, as those before unfolded to so much.
+        moves: what MIGRATE has said, once it has come.
         buffer_size: bytes of the receive buffer, for who wants to know what a channel costs.
     """
 
@@ -73,6 +95,9 @@ class Conversation:
         self._skip_left = 0  # bytes of an ignored payload still to come
         self._ack_window = 0
         self._ack_left = 0
+        self.more = False
+        self.moves: MigrateFlags | None = None
+        self._state_comes = False  # MIGRATE has said so
         self.control = bytearray()
         self._send_buffer = bytearray(0 if main else MAX_HEADER + SEND_DATA)
         self._send_view = memoryview(self._send_buffer)
@@ -98,6 +123,31 @@ class Conversation:
         """Whether a message has ended and no byte of the next has been received."""
         return not (self.data_left or self._skip_left or self._end > self._start)
 
+    def spare_views(self) -> None:
+        """Goes on in another buffer, so that the views handed out before live on."""
+        fresh = memoryview(bytearray(self.buffer_size))
+        rest = self._end - self._start
+        fresh[:rest] = self._view[self._start : self._end]
+        self._position += self._start
+        self._view = fresh
+        self._start, self._end = 0, rest
+
+    def move_on(self, there: Conversation) -> None:
+        """Goes on as the same channel with another server.
+
+        Args:
+            there: what was said there by now; no DATA.
+        """
+        self._receiving, self._sending = there._receiving, there._sending
+        rest = there._view[there._start : there._end]
+        self._view[: len(rest)] = rest
+        self._start, self._end, self._position = 0, len(rest), there._position + there._start
+        self.data_left, self._skip_left = there.data_left, there._skip_left
+        self._ack_window, self._ack_left = there._ack_window, there._ack_left
+        self.control[:] = there.control
+        self.moves = None
+        self._state_comes = False
+
     def pass_by(self, count: int) -> None:
         """Notes that `count` bytes, no more than `data_left`, went another way than the buffer."""
         self._position += count
@@ -117,6 +167,8 @@ class Conversation:
         view, position, end = self._view, self._start, self._end
         header, unpack = self._receiving.size, self._receiving.unpack_from
         items: list[memoryview | Event] = []
+        unfolded = 0
+        self.more = False
         while True:
             if self.data_left:
                 take = min(self.data_left, end - position)
@@ -141,6 +193,14 @@ class Conversation:
                 self.data_left = size
                 self._count_message()
                 continue
+            if kind_number == _MIGRATE_DATA and self._state_comes:
+                if size > MAX_MIGRATE_DATA:
+                    raise self._oversized("MIGRATE_DATA", position, size, MAX_MIGRATE_DATA)
+                position += header
+                self.data_left = size
+                self._state_comes = False
+                items.append(MigrateData(size))
+                continue
             kind = self._kind(kind_number, size, position)
             needed = size if kind.head is None else min(size, kind.head)
             if end - position < header + needed:
@@ -150,6 +210,11 @@ class Conversation:
             self._take(kind.decode(body) if kind.decode else Ignored(kind.name), items)
             position += needed
             self._skip_left = size - needed
+            if kind_number == _COMPRESSED and items:  # 256 KiB may unfold to 64 MiB
+                unfolded += len(items[-1]) if isinstance(items[-1], memoryview) else 0
+                if unfolded >= MAX_UNCOMPRESSED:
+                    self.more = True
+                    break
         self._start = position
         return items
 
@@ -208,6 +273,9 @@ class Conversation:
             if event.data:
                 items.append(memoryview(event.data))
         else:
+            if type(event) is Migrate:
+                self.moves = event.flags
+                self._state_comes = MigrateFlags.NEED_DATA_TRANSFER in event.flags
             items.append(event)
 
     def _count_message(self) -> None:
@@ -219,9 +287,13 @@ class Conversation:
 
     # Sending
 
-    def send(self, message_type: Msg | MsgC, payload: bytes = b"") -> None:
+    def send(self, message_type: Msg | MsgC | MigrationMsgC, payload: bytes = b"") -> None:
         """Queues a message of ours in `control`."""
         self.control += self._sending.pack(message_type, payload)
+
+    def state_header(self, count: int) -> bytes:
+        """The header of our MIGRATE_DATA, whose payload of `count` bytes goes another way."""
+        return self._sending.pack_header(MsgC.MIGRATE_DATA, count)
 
     def payload_buffer(self) -> memoryview:
         """Where the payload of the next DATA goes, `SEND_DATA` bytes; its header goes before it."""

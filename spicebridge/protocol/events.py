@@ -15,6 +15,67 @@ class Migrate:
 
 
 @dataclass(frozen=True)
+class MigrateData:
+    """MIGRATE_DATA: the state of this channel, for the other server; `size` bytes follow."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class MigrationTarget:
+    """SpiceMigrationDstInfo: where a machine moves to.
+
+    Attributes:
+        host: name or address.
+        port: for plain connections; None where there is none.
+        tls_port: for TLS; likewise.
+        cert_subject: of its certificate; empty where the host's name tells enough.
+    """
+
+    host: str
+    port: int | None
+    tls_port: int | None
+    cert_subject: str
+
+
+@dataclass(frozen=True)
+class MigrateBegin:
+    """MAIN_MIGRATE_BEGIN and MAIN_MIGRATE_BEGIN_SEAMLESS: link everything there, too.
+
+    Attributes:
+        target: where.
+        version: of the state that channels will hand over; None where they will not.
+    """
+
+    target: MigrationTarget
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class MigrateCancel:
+    """MAIN_MIGRATE_CANCEL: the machine stays."""
+
+
+@dataclass(frozen=True)
+class MigrateEnd:
+    """MAIN_MIGRATE_END: the machine has moved, without the state of the channels."""
+
+
+@dataclass(frozen=True)
+class MigrateSwitchHost:
+    """MAIN_MIGRATE_SWITCH_HOST: the machine has moved; begin anew there."""
+
+    target: MigrationTarget
+
+
+@dataclass(frozen=True)
+class SeamlessAck:
+    """MAIN_MIGRATE_DST_SEAMLESS_ACK or _NACK: whether the other server takes that state."""
+
+    agreed: bool
+
+
+@dataclass(frozen=True)
 class SetAck:
     """SET_ACK: acknowledge every `window` messages; 0 for none."""
 
@@ -124,6 +185,12 @@ class Ignored:
 
 Event = (
     Migrate
+    | MigrateData
+    | MigrateBegin
+    | MigrateCancel
+    | MigrateEnd
+    | MigrateSwitchHost
+    | SeamlessAck
     | SetAck
     | Ping
     | WaitForChannels

@@ -29,6 +29,7 @@ from spicebridge.protocol.constants import (
     ChannelType,
     CommonCap,
     LinkErr,
+    MainCap,
     SpicevmcCap,
     channel_type_name,
 )
@@ -45,6 +46,13 @@ COMMON_CAPS = frozenset(
     {CommonCap.PROTOCOL_AUTH_SELECTION, CommonCap.AUTH_SPICE, CommonCap.MINI_HEADER}
 )
 """Common capabilities that both roles announce. A client that knows SASL adds AUTH_SASL."""
+
+
+MAIN_CAPS = frozenset(
+    {MainCap.SEMI_SEAMLESS_MIGRATE, MainCap.AGENT_CONNECTED_TOKENS, MainCap.SEAMLESS_MIGRATE}
+)
+"""What a client announces on the main channel. libspice-server lets it take part in a seamless
+migration only if it knows all three (spice_server_migrate_connect)."""
 
 
 def channel_caps(channel_type: int) -> frozenset[int]:

@@ -14,7 +14,9 @@ from typing import Final, TypeVar
 
 from spicebridge.errors import ProtocolError
 from spicebridge.protocol.constants import (
+    MAX_CERT_SUBJECT,
     MAX_CHANNELS,
+    MAX_HOST_NAME,
     MAX_IGNORED,
     MAX_MESSAGE,
     MAX_NOTIFY_TEXT,
@@ -24,6 +26,7 @@ from spicebridge.protocol.constants import (
     ChannelType,
     DataCompressionType,
     MigrateFlags,
+    MigrationMsg,
     Msg,
     MsgC,
     NotifySeverity,
@@ -40,11 +43,17 @@ from spicebridge.protocol.events import (
     Event,
     MainInit,
     Migrate,
+    MigrateBegin,
+    MigrateCancel,
+    MigrateEnd,
+    MigrateSwitchHost,
+    MigrationTarget,
     Notify,
     Ping,
     Pong,
     PortEvent,
     PortInit,
+    SeamlessAck,
     SetAck,
     Unfolded,
     WaitForChannels,
@@ -60,6 +69,9 @@ _NOTIFY = struct.Struct("<QIIII")  # time, severity, visibility, what, length of
 _WAIT = struct.Struct("<BBQ")  # type, id, serial
 _MAIN_INIT = struct.Struct("<8I")
 _COMPRESSED = struct.Struct("<BI")  # type, size once decompressed
+_TARGET = struct.Struct("<HHIIII")  # port, TLS port, size and offset of host, and of the subject
+_TARGET_STRINGS = MAX_HOST_NAME + MAX_CERT_SUBJECT
+_NO_PORTS = frozenset({0, 0xFFFF})  # what QEMU sends for a port that is not there
 _PORT_INIT = struct.Struct("<IIB")  # size of the name with its NUL, its offset, opened
 
 
@@ -98,6 +110,43 @@ class Body:
 
 def _migrate(body: Body) -> Migrate:
     return Migrate(MigrateFlags(body.unpack(_U32)[0] & 3))
+
+
+def _target(body: Body) -> MigrationTarget:
+    port, tls_port, host_size, host_offset, subject_size, subject_offset = body.unpack(_TARGET)
+    host = _text(body, 4, host_size, host_offset, MAX_HOST_NAME)
+    body.require(bool(host), 4, "the name of a host", "none")
+    subject = _text(body, 12, subject_size, subject_offset, MAX_CERT_SUBJECT)
+    return MigrationTarget(
+        host,
+        None if port in _NO_PORTS else port,
+        None if tls_port in _NO_PORTS else tls_port,
+        subject,
+    )
+
+
+def _text(body: Body, at: int, size: int, offset: int, limit: int) -> str:
+    """A string with its NUL whose size and offset stand at `at`; empty where its size is 0."""
+    if not size:
+        return ""
+    body.require(size <= limit, at, f"a string of at most {limit} bytes", size)
+    end = len(body.data)
+    inside = _TARGET.size <= offset <= end - size
+    body.require(inside, at + 4, f"{size} bytes of a string within {end}", f"offset {offset}")
+    text = bytes(body.data[offset : offset + size]).partition(b"\0")[0]
+    return text.decode(errors="replace")
+
+
+def _migrate_begin(body: Body) -> MigrateBegin:
+    return MigrateBegin(_target(body))
+
+
+def _migrate_begin_seamless(body: Body) -> MigrateBegin:
+    return MigrateBegin(_target(body), _U32.unpack_from(body.data, _TARGET.size)[0])
+
+
+def _migrate_switch_host(body: Body) -> MigrateSwitchHost:
+    return MigrateSwitchHost(_target(body))
 
 
 def _set_ack(body: Body) -> SetAck:
@@ -183,6 +232,11 @@ def _pong(body: Body) -> Pong:
 # Encoding, for the side that sends it
 
 
+def encode_version(version: int) -> bytes:
+    """4 bytes: the payload of MAIN_MIGRATE_DST_DO_SEAMLESS."""
+    return _U32.pack(version)
+
+
 def encode_ack_sync(event: AckSync) -> bytes:
     """4 bytes."""
     return _U32.pack(event.generation)
@@ -262,7 +316,10 @@ _SERVER_BASE: Final[Table] = {
 
 _SERVER_MAIN: Final[Table] = {
     **_SERVER_BASE,
-    **_ignored(101, ["MAIN_MIGRATE_BEGIN", "MAIN_MIGRATE_CANCEL"]),
+    MigrationMsg.BEGIN: Kind(
+        "MAIN_MIGRATE_BEGIN", _migrate_begin, _TARGET.size, _TARGET.size + _TARGET_STRINGS
+    ),
+    MigrationMsg.CANCEL: _fixed("MAIN_MIGRATE_CANCEL", lambda _: MigrateCancel(), 0),
     Msg.MAIN_INIT: _fixed("MAIN_INIT", _main_init, 32),
     Msg.MAIN_CHANNELS_LIST: Kind("MAIN_CHANNELS_LIST", _channels_list, 4, 4 + 2 * MAX_CHANNELS),
     **_ignored(
@@ -274,15 +331,27 @@ _SERVER_MAIN: Final[Table] = {
             "MAIN_AGENT_DISCONNECTED",
             "MAIN_AGENT_DATA",
             "MAIN_AGENT_TOKEN",
-            "MAIN_MIGRATE_SWITCH_HOST",
-            "MAIN_MIGRATE_END",
-            "MAIN_NAME",
-            "MAIN_UUID",
-            "MAIN_AGENT_CONNECTED_TOKENS",
-            "MAIN_MIGRATE_BEGIN_SEAMLESS",
-            "MAIN_MIGRATE_DST_SEAMLESS_ACK",
-            "MAIN_MIGRATE_DST_SEAMLESS_NACK",
         ],
+    ),
+    MigrationMsg.SWITCH_HOST: Kind(
+        "MAIN_MIGRATE_SWITCH_HOST",
+        _migrate_switch_host,
+        _TARGET.size,
+        _TARGET.size + _TARGET_STRINGS,
+    ),
+    MigrationMsg.END: _fixed("MAIN_MIGRATE_END", lambda _: MigrateEnd(), 0),
+    **_ignored(113, ["MAIN_NAME", "MAIN_UUID", "MAIN_AGENT_CONNECTED_TOKENS"]),
+    MigrationMsg.BEGIN_SEAMLESS: Kind(
+        "MAIN_MIGRATE_BEGIN_SEAMLESS",
+        _migrate_begin_seamless,
+        _TARGET.size + _U32.size,
+        _TARGET.size + _U32.size + _TARGET_STRINGS,
+    ),
+    MigrationMsg.DST_SEAMLESS_ACK: _fixed(
+        "MAIN_MIGRATE_DST_SEAMLESS_ACK", lambda _: SeamlessAck(agreed=True), 0
+    ),
+    MigrationMsg.DST_SEAMLESS_NACK: _fixed(
+        "MAIN_MIGRATE_DST_SEAMLESS_NACK", lambda _: SeamlessAck(agreed=False), 0
     ),
 }
 

@@ -16,7 +16,7 @@ import re
 from types import ModuleType
 from typing import Final, Protocol
 
-from spicebridge.errors import LoginError, SessionLostError
+from spicebridge.errors import LoginError, SessionLostError, printable
 from spicebridge.protocol.constants import MAX_SASL_TOKEN, SEND_DATA
 from spicebridge.protocol.sasl_mechanisms import BadChallengeError, Credentials, Talk, UnreadyError
 from spicebridge.protocol.security_layer import BadTokenError, FrameLayer
@@ -178,4 +178,4 @@ def _reason(error: Exception) -> str:
     told = str(error)
     minor = _MINOR.search(told)
     line = " ".join((minor[1] if minor else told).split())
-    return "".join(each if each.isprintable() else "?" for each in line)  # some is the server's
+    return printable(line)  # some is the server's

@@ -63,9 +63,13 @@ def describe_certificate(certificate: bytes) -> str:
 
 
 def _load(certificate: bytes) -> x509.Certificate:
+    """A certificate from DER; raises ValueError for none."""
     with warnings.catch_warnings():  # such as of an odd serial number, which is not our business
         warnings.simplefilter("ignore")
-        return x509.load_der_x509_certificate(certificate)
+        try:
+            return x509.load_der_x509_certificate(certificate)
+        except x509.InvalidVersion as error:  # which is none of the others
+            raise ValueError("an unknown version") from error
 
 
 def _unreadable() -> TlsError:

@@ -35,7 +35,7 @@ class Layer(Wire):
 
     def __init__(self, inner: Wire) -> None:
         self._inner = inner
-        self._received = memoryview(bytearray(_CHUNK))
+        self._received = memoryview(b"")  # before it speaks, a peer should cost little
         self._unsent: list[memoryview] = []
         self._ended = False
         self._owed = 0  # bytes of the caller's that stand in `_unsent`, turned
@@ -78,6 +78,8 @@ class Layer(Wire):
         for _ in range(_BARREN):
             if (count := self._take(buffer)) is not None:
                 return count
+            if not self._received:
+                self._received = memoryview(bytearray(_CHUNK))
             received = self._inner.read_nowait(self._received)
             if not received:  # nothing, or the end, which needs no word from the peer
                 self._read_all = True
@@ -177,6 +179,10 @@ class Layer(Wire):
             self._say(word)
         else:
             self._inner.end()
+
+    def hang_up(self) -> None:
+        """Ends both sides of the connection below."""
+        self._inner.hang_up()
 
     def close(self) -> None:
         """Closes the connection below."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from spicebridge.errors import printable
 from spicebridge.transport.proxy_address import ProxyAddress
 from spicebridge.transport.wire import Wire
 
@@ -69,5 +70,5 @@ def quote(said: bytes | bytearray, *secrets: bytes) -> str:
     for secret in filter(None, secrets):
         line = line.replace(secret, b"***")
     text = line.decode("utf-8", "backslashreplace")
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    text = printable(text)
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"

@@ -36,9 +36,13 @@ def splice_between(source: Wire, sink: Wire) -> Splice | None:
     """
     if not (isinstance(source, Stream) and isinstance(sink, Stream)):
         return None
-    if source.socket is None or sink.socket is None or sink.socket.family != socket.AF_UNIX:
-        return None
-    return Splice(source, sink)
+    return Splice(source, sink) if _fit(source, sink) else None
+
+
+def _fit(source: Stream, sink: Stream) -> bool:
+    if source.socket is None or sink.socket is None:
+        return False
+    return sink.socket.family == socket.AF_UNIX
 
 
 class Splice:
@@ -47,6 +51,11 @@ class Splice:
     Args:
         source: where bytes come from.
         sink: where they go.
+
+    Attributes:
+        usable: whether more may be filled in; no longer where one of the two has been replaced by
+            something between which and the other there is no such way.
+        closed: whether the pipes were given back.
     """
 
     def __init__(self, source: Stream, sink: Stream) -> None:
@@ -54,7 +63,8 @@ class Splice:
         self._sink = sink
         self._pipe: _Pipe | None = None
         self._ahead: _Pipe | None = None  # what goes before that
-        self._closed = False
+        self.closed = False
+        self.usable = True
 
     @property
     def held(self) -> int:
@@ -87,7 +97,7 @@ class Splice:
         Raises:
             OSError: the sink is broken.
         """
-        if self._closed:
+        if self.closed:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
         try:
             for pipe in (self._ahead, self._pipe):
@@ -102,9 +112,25 @@ class Splice:
         while not self.drain():
             await self._sink.writable()
 
+    def replace(self, old: Wire, new: Wire) -> None:
+        """Has something else for its source, or for its sink."""
+        stream = new if isinstance(new, Stream) else None
+        if self._source is old:
+            self._source = stream or self._source
+        if self._sink is old:
+            self._sink = stream or self._sink
+        self.usable = stream is not None and _fit(self._source, self._sink)
+
+    def take_back(self, buffer: memoryview) -> None:
+        """Puts what was filled in, and never drained, into a buffer that has room for it."""
+        while self._pipe is not None and self._pipe.held:
+            count = os.readv(self._pipe.outlet, (buffer,))
+            self._pipe.held -= count
+            buffer = buffer[count:]
+
     def close(self) -> None:
         """Gives the pipes back; what they hold is lost."""
-        self._closed = True
+        self.closed = True
         for pipe in (self._ahead, self._pipe):
             if pipe is not None:
                 pipe.close()

@@ -8,9 +8,12 @@ reads go into the caller's buffer, writes gather the caller's views.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -171,6 +174,16 @@ class Stream(Wire):
             return False  # there is nothing left to ask
         return _happened(self.writer, select.POLLHUP | select.POLLERR)
 
+    def unread(self) -> int:
+        """Bytes that wait to be read; 0 where that cannot be told."""
+        if self._closed:
+            return 0
+        try:
+            size = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(size, sys.byteorder)
+
     def peer_ended(self) -> bool:
         """Whether the peer of a socket has ended its sending, though not all of it was read."""
         return _happened(self.reader, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
@@ -206,6 +219,14 @@ class Stream(Wire):
             if self.reader != self.writer:
                 anyio.notify_closing(self.writer)
             self._end()
+
+    def hang_up(self) -> None:
+        """Ends both sides of a socket: what has arrived can be read, end of file is behind it."""
+        if self.socket is not None and not self._closed:
+            try:
+                self.socket.shutdown(socket.SHUT_RDWR)
+            except OSError:  # the peer has done so already
+                pass
 
     def close(self) -> None:
         """Gives the descriptors back; may be called twice."""

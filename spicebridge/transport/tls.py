@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import ssl
-from typing import cast
+from typing import Final, cast
 
 from spicebridge.transport.layer import Layer
 from spicebridge.transport.wire import Wire
+
+_HANDSHAKE: Final = 16 * 1024
+"""Bytes that are read at a time before both sides have agreed."""
 
 
 class TlsWire(Layer):
@@ -48,6 +51,7 @@ class TlsWire(Layer):
             ssl.SSLError: the peer does not speak TLS, or either side refuses the other.
             OSError: the connection broke.
         """
+        buffer = memoryview(bytearray(_HANDSHAKE))
         while True:
             try:
                 self.tls.do_handshake()
@@ -59,8 +63,8 @@ class TlsWire(Layer):
             else:
                 await self._send_outgoing()
                 return
-            if count := await self._inner.read_into(self._received):
-                self._feed(self._received[:count])
+            if count := await self._inner.read_into(buffer):
+                self._feed(buffer[:count])
             else:
                 self._incoming.write_eof()
 

@@ -8,7 +8,6 @@ subject that was asked for. A pinned key stands for all of that.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 import ssl
@@ -103,7 +102,7 @@ def _pin(trust: Trust) -> bytes:
     match = _PIN.fullmatch(trust.pinned_key)
     try:
         digest = base64.b64decode(match[1], validate=True) if match else b""
-    except binascii.Error:
+    except ValueError:  # also for letters that are not ASCII's
         digest = b""
     if len(digest) != _DIGEST_BYTES:
         raise UsageError(

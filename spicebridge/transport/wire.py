@@ -101,6 +101,10 @@ class Wire(ABC):
         """Ends the sending side; the peer reads end of file once it has read all before it."""
 
     @abstractmethod
+    def hang_up(self) -> None:
+        """Ends both sides: what has arrived by now can be read, end of file comes behind it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Gives the descriptors back; may be called twice."""
 

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from spicebridge import channel
 from tests.bridge.tools import EventLog
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own endpoint does not need the moment that libspice-server must be given at the end."""
-    monkeypatch.setattr(channel, "SETTLE_TIME", 0.02)
+    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.02)
 
 
 @pytest.fixture

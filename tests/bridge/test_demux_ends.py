@@ -9,13 +9,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from spicebridge import ChannelBusyError, PortInit, SessionLostError
-from spicebridge import channel as channel_module
+from spicebridge import ChannelBusyError, SessionLostError
 from spicebridge.bridge import demux as demux_module
 from spicebridge.bridge import streams as streams_module
 from spicebridge.bridge.demux import DemuxBridge
-from spicebridge.protocol.constants import Msg, PortEventType
-from spicebridge.protocol.messages import encode_port_init
+from spicebridge.protocol.constants import PortEventType
 from tests.bridge.mux_tools import demux, echo, flood, receive_some, stage
 from tests.bridge.tools import EventLog, bridging, read_all, read_exactly, until
 from tests.protocol.frames import frame
@@ -155,23 +153,6 @@ async def test_streams_of_a_closed_port_do_not_count_against_those_of_the_next(
             await on.guest.tell_closed()
             await on.guest.tell(PortEventType.OPENED)
     assert not log.find("stream-refused")
-
-
-async def test_a_port_that_is_told_anew_as_closed_ends_all_streams(
-    short_tmp: Path, log: EventLog
-) -> None:
-    """QEMU sends PORT_INIT again after a migration."""
-    async with stage(short_tmp) as on:
-        app = await on.open(1)
-        name = PortInit("", True)
-        await on.guest.channel.send_message(Msg.PORT_INIT, encode_port_init(name))
-        await on.guest.send(frame(1, b"still open"))
-        assert await read_exactly(app, 10) == b"still open"
-        name = PortInit("", False)
-        await on.guest.channel.send_message(Msg.PORT_INIT, encode_port_init(name))
-        assert await receive_some(app) == b""
-        await app.aclose()
-        await log.wait("stream-end", id=1)
 
 
 async def test_a_break_is_nothing_to_streams(short_tmp: Path) -> None:
@@ -393,7 +374,7 @@ async def test_stop_does_not_wait_for_a_guest_that_does_not_close(
     short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams_module, "CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(channel_module, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("spicebridge.channel.channel.CLOSE_TIMEOUT", 0.1)
     async with stage(short_tmp) as on:
         app = await on.open(1)
         on.guest.pause()

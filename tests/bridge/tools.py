@@ -33,7 +33,7 @@ from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.listen import listen
 from spicebridge.transport.target import Target
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds after which something that has not happened, all in this process, is a failure."""
 
 USER = 128
@@ -103,6 +103,7 @@ class Running:
     """Bridges that run in a task.
 
     Attributes:
+        sessions: each time that they were ready, whether there was a session.
         stopping: set it to drain and end them.
         ended: set once they have.
         error: what went wrong, if anything did.
@@ -113,6 +114,7 @@ class Running:
         self.ended = anyio.Event()
         self.error: SpicebridgeError | None = None
         self.bridges: list[BridgeStatus] = []
+        self.sessions: list[bool] = []
         self.cancel_scope = anyio.CancelScope()
 
     async def wait(self) -> None:
@@ -128,8 +130,9 @@ class Running:
     async def run(self, action: Callable[..., Awaitable[None]], ready: anyio.Event) -> None:
         """Runs them; `ready` is set once they are up, or have failed."""
 
-        def tell(_address: Address, bridges: object, _session: object) -> None:
+        def tell(_target: Target, bridges: object, session: object) -> None:
             assert isinstance(bridges, list)
+            self.sessions.append(session is not None)
             self.bridges = bridges
             ready.set()
 
@@ -157,11 +160,20 @@ async def _running(action: Callable[..., Awaitable[None]]) -> AsyncIterator[Runn
 
 
 @asynccontextmanager
-async def bridging(address: Address, *specs: BridgeSpec) -> AsyncIterator[Running]:
-    """Bridges that are up; cancelled at the end, if they are still there."""
+async def bridging(
+    address: Address | Target, *specs: BridgeSpec, **options: Any
+) -> AsyncIterator[Running]:
+    """Bridges that are up; cancelled at the end, if they are still there.
+
+    Args:
+        address: of the server.
+        specs: what is asked for.
+        options: see `run_bridges`.
+    """
+    target = address if isinstance(address, Target) else Target(address)
 
     async def action(**more: Any) -> None:
-        await run_bridges(Target(address), specs, **more)
+        await run_bridges(target, specs, **options, **more)
 
     async with _running(action) as running:
         yield running

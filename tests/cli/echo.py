@@ -44,10 +44,12 @@ def _main(path: str) -> None:
                 if app is listener:
                     selector.register(listener.accept()[0], selectors.EVENT_READ)
                     continue
-                data = app.recv(65536)
-                if data:
+                try:
+                    data = app.recv(65536)
                     app.sendall(data)
-                else:
+                except OSError:  # it has gone
+                    data = b""
+                if not data:
                     selector.unregister(app)
                     app.close()
 

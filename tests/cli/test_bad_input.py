@@ -222,6 +222,16 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "log-format": (("--log-format", "yaml", *SPEC), ("yaml", "json")),
     "ready-fd-word": (("--ready-fd", "x", *SPEC), ("--ready-fd",)),
     "ready-fd-0": (("--ready-fd", "0", *SPEC), ("--ready-fd",)),
+    "reconnect-too-often": (("--reconnect=0.1", *SPEC), ("--reconnect", "0.2")),
+    "reconnect-nan": (("--reconnect=nan", *SPEC), ("--reconnect", "0.2")),
+    "reconnect-word": (("--reconnect=x", *SPEC), ("--reconnect", "number")),
+    "reconnect-nothing": (("--reconnect=", *SPEC), ("--reconnect", "number")),
+    "reconnect-apart": (("--reconnect", "5", *SPEC), ("'5' is no SPICE URI",)),
+    "reconnect-list": (("list", "--reconnect"), ("--reconnect",)),
+    "reconnect-serve": (("serve", "--reconnect=5", *SPEC), ("--reconnect",)),
+    "takeover-limit-negative": (("--takeover-limit=-1", *SPEC), ("--takeover-limit", "0")),
+    "takeover-limit-word": (("--takeover-limit=never", *SPEC), ("--takeover-limit", "integer")),
+    "idle-timeout-0": (("--idle-timeout=0", *SPEC), ("--idle-timeout",)),
     "stdio-twice": ((*SPEC, "--custom-channel", "stdio,port=x"), ("stdio is asked for twice",)),
     "serve-stdio-twice": (
         ("serve", *SPEC, "--custom-channel", "stdio,port=x"),
@@ -848,22 +858,30 @@ GARBAGE = {
     "malformed-set-ack": (message(Msg.SET_ACK, b"\0"), "SET_ACK"),
     "malformed-compression": (message(Msg.COMPRESSED_DATA, b"\x07\x01\0\0\0x"), "COMPRESSED_DATA"),
     "malformed-lz4": (message(Msg.COMPRESSED_DATA, b"\x01\xff\0\0\0\xff\xff\xff"), "COMPRESSED"),
-    "cut-off-header": (b"\x65\0", "end of the stream"),
-    "cut-off-data": (message(Msg.DATA, b"abc", size=10), "end of the stream", "7 bytes"),
+}
+
+CUT_OFF = {
+    "header": (b"\x65\0", "end of the stream"),
+    "data": (message(Msg.DATA, b"abc", size=10), "end of the stream", "7 bytes"),
 }
 
 
 @pytest.mark.parametrize(
-    ("says", "words"), [(g[0], g[1:]) for g in GARBAGE.values()], ids=[*GARBAGE]
+    ("code", "says", "words"),
+    [
+        *((ProtocolError.exit_code, each[0], each[1:]) for each in GARBAGE.values()),
+        *((SessionLostError.exit_code, each[0], each[1:]) for each in CUT_OFF.values()),
+    ],
+    ids=[*GARBAGE, *(f"cut-off-{each}" for each in CUT_OFF)],
 )
-def test_a_channel_that_breaks_the_protocol(
-    short_tmp: Path, says: bytes, words: tuple[str, ...]
+def test_a_channel_that_breaks_the_protocol_or_off(
+    short_tmp: Path, code: int, says: bytes, words: tuple[str, ...]
 ) -> None:
     greeting = message(Msg.PING, bytes(12)) + message(Msg.DATA, b"good")
     script = spice(says={128: greeting + says}, hang_up=True)
     with fake_server(short_tmp / "spice", script) as uri:
         finished = run(uri, "--custom-channel", "stdio,channelid=128")
-    assert finished.code == ProtocolError.exit_code, finished
+    assert finished.code == code, finished
     (error,) = finished.errors()
     assert all(word in error for word in words), error
     assert finished.stdout in {b"", b"good", b"goodabc"}

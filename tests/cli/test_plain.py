@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spicebridge.cli import commands
-from spicebridge.cli.bridging import BridgeOptions
+from spicebridge.cli.bridging import RECONNECT_MAX, BridgeOptions
 from spicebridge.cli.log import LogFormat
 from spicebridge.cli.plain import _OPTIONS, _REACH_OPTIONS, read_plain
 from spicebridge.cli.target import ReachOptions
@@ -58,6 +58,9 @@ FULL = BridgeOptions(
         sasl_mechanism="PLAIN",
     ),
     connect_timeout=2.5,
+    reconnect=7.5,
+    takeover_limit=5,
+    idle_timeout=90.5,
     ready_fd=3,
     log_format=LogFormat.JSON,
     verbose=2,
@@ -73,7 +76,12 @@ def words_of(options: BridgeOptions, *, joined: bool) -> list[str]:
     }
     pairs = [("--custom-channel", spec) for spec in options.custom_channel]
     pairs += [(name, str(value)) for name, value in values.items()]
-    words = [f"{name}={value}" for name, value in pairs] if joined else [*sum(pairs, ())]
+    apart = [
+        word
+        for name, value in pairs
+        for word in ([f"{name}={value}"] if name == "--reconnect" else [name, value])
+    ]
+    words = [f"{name}={value}" for name, value in pairs] if joined else apart
     return ["-v", *words, str(options.uri), "--insecure-tls", "--verbose", "-q"]
 
 
@@ -106,12 +114,26 @@ def test_every_option_of_typer_is_known() -> None:
         [*MINIMAL, *MINIMAL],
         [*MINIMAL, "-q", "--quiet"],
         [*MINIMAL, "--password-file", "list"],
+        [*MINIMAL, "--reconnect"],
+        ["--reconnect", *MINIMAL, "spice://h:1"],
+        [*MINIMAL, "--reconnect", "spice://h:1"],
+        [*MINIMAL, "--reconnect=1"],
+        [*MINIMAL, "--reconnect=1.5", "--takeover-limit", "0", "--idle-timeout=90"],
     ],
 )
 def test_a_plain_line_is_read(words: list[str]) -> None:
     options = read_plain(words)
     assert options is not None
     assert options == as_typer_has_it(words)
+
+
+def test_reconnect_has_a_value_behind_an_equals_sign_only() -> None:
+    bare = read_plain([*MINIMAL, "--reconnect"])
+    assert bare is not None
+    assert bare.reconnect == RECONNECT_MAX
+    options = as_typer_has_it([*MINIMAL, "--reconnect", "5"])
+    assert options is not None
+    assert (options.reconnect, options.uri) == (RECONNECT_MAX, "5")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +164,13 @@ def test_a_plain_line_is_read(words: list[str]) -> None:
         [*MINIMAL, "--connect-timeout", "1e3"],
         [*MINIMAL, "--connect-timeout", "nan"],
         [*MINIMAL, "--log-format", "JSON"],
+        [*MINIMAL, "--reconnect", "5"],
+        [*MINIMAL, "--reconnect="],
+        [*MINIMAL, "--reconnect=0.1"],
+        [*MINIMAL, "--reconnect", "--reconnect=5"],
+        [*MINIMAL, "--takeover-limit=-1"],
+        [*MINIMAL, "--takeover-limit", "1.5"],
+        [*MINIMAL, "--idle-timeout", "0"],
         ["--custom-channel", "", "spice://h:1"],
         ["--custom-channel", "unixsocket=/tmp/\udce4,port=p"],
     ],
@@ -154,6 +183,8 @@ WORDS = [
     *("--custom-channel", SPEC, f"--custom-channel={SPEC}", "spice://h:1", "host.vv", "list"),
     *("-q", "-v", "-vq", "--quiet", "--insecure-tls", "--", "-", "", "--share", "--share=/srv"),
     *("--ready-fd", "--ready-fd=3", "3", "03", "+3", "3.5", "--connect-timeout", "--log-format"),
+    *("--reconnect", "--reconnect=5", "--reconnect=", "--takeover-limit", "--takeover-limit=0"),
+    *("--idle-timeout", "--idle-timeout=90"),
     *("text", "JSON", "--proxy", "--proxy=a=b", "--password-file", "--nothing", "ws://h/\n"),
 ]
 

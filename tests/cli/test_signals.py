@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM: drain, remove what was created, give the terminal back."""
+"""SIGINT, SIGTERM and SIGHUP: drain, remove what was created, give the terminal back; and what else
+a process lives through."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +31,11 @@ from tests.cli.tools import (
     until,
     wait_event,
 )
-from tests.conftest import PATIENCE, Spicebridge
+from tests.conftest import EXECUTABLE, PATIENCE, Spicebridge
 
 Start = Callable[..., Spicebridge]
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 0)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 129)]
 
 
 @pytest.fixture
@@ -176,7 +178,7 @@ def stubborn(short_tmp: Path) -> Iterator[str]:
         released.set()
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_ends_it_at_once(
     spicebridge: Start, stubborn: str, short_tmp: Path, second: signal.Signals
 ) -> None:
@@ -201,6 +203,114 @@ def test_a_drain_is_bounded(spicebridge: Start, stubborn: str, short_tmp: Path) 
     assert all(each["level"] != "error" for each in events(bridge))
 
 
+def test_no_signal_kills_it_on_its_way_out(
+    spicebridge: Start, offered: Offered, short_tmp: Path
+) -> None:
+    """Whenever another one comes, the exit status is ours."""
+    spec = f"channelid=128,unixsocket={short_tmp}/s"
+    bridge = spicebridge(offered.uri, "--custom-channel", spec)
+    bridge.process.send_signal(signal.SIGTERM)
+    while (short_tmp / "s").exists() and bridge.process.poll() is None:
+        pass  # without a pause: some milliseconds are left then
+    while bridge.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            bridge.process.send_signal(number)
+    assert bridge.process.returncode in {0, *(code for _, code in SIGNALS), 143}
+    assert "Traceback" not in bridge.stderr()
+
+
+def test_a_third_signal_waits_for_no_program(
+    spicebridge: Start, echoing: str, short_tmp: Path
+) -> None:
+    script = f"trap true TERM; echo $$ > {short_tmp}/pid; while true; do sleep 60; done"
+    bridge = spicebridge(
+        *(echoing, "--log-format", "json"),
+        *("--custom-channel", f"channelid=128,exec=sh -c '{script}'"),
+    )
+    pid = short_tmp / "pid"
+    until("the program runs", lambda: pid.exists() and bool(pid.read_text()))
+    while bridge.process.poll() is None:
+        bridge.process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    assert bridge.process.returncode == 128 + signal.SIGTERM
+    os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_sighup_that_is_ignored_stays_so(spicebridge: Start, echoing: str, short_tmp: Path) -> None:
+    """As under nohup(1)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        spec = f"channelid=128,unixsocket={short_tmp}/s"
+        bridge = spicebridge(echoing, "--custom-channel", spec)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    bridge.process.send_signal(signal.SIGHUP)
+    assert_echoes(short_tmp / "s")
+    assert bridge.stop() == 0
+    assert "draining" in bridge.stderr()
+    assert "SIGHUP" not in bridge.stderr()
+
+
+def assert_echoes(path: Path) -> None:
+    """The bridge is there and works."""
+    until("there is a socket", path.exists)
+    with connect(path) as app:
+        app.sendall(b"hello")
+        assert read_exactly(app, 5) == b"hello"
+
+
+# What it lives through
+
+
+def test_sigpipe(spicebridge: Start, echoing: str, short_tmp: Path) -> None:
+    spec = f"channelid=128,unixsocket={short_tmp}/s"
+    bridge = spicebridge(echoing, "--custom-channel", spec)
+    bridge.process.send_signal(signal.SIGPIPE)
+    assert_echoes(short_tmp / "s")
+    assert bridge.stop() == 0
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_standard_error_that_nobody_reads(
+    echoing: str, short_tmp: Path, number: signal.Signals, code: int
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [str(EXECUTABLE), echoing, f"--custom-channel=channelid=128,unixsocket={short_tmp}/s"]
+    process = subprocess.Popen(command, stderr=writer)
+    os.close(writer)
+    with ended(process):
+        assert_echoes(short_tmp / "s")
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == code
+
+
+def test_standard_descriptors_that_are_closed_are_nobodys(echoing: str, short_tmp: Path) -> None:
+    script = f"ls -l /proc/self/fd > {short_tmp}/fds; cat"
+    command = [
+        *("sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', str(EXECUTABLE), echoing),
+        *(f"--custom-channel=channelid=128,unixsocket={short_tmp}/s",),
+        *(f"--custom-channel=channelid=129,exec=sh -c '{script}'",),
+    ]
+    process = subprocess.Popen(command)
+    with ended(process):
+        assert_echoes(short_tmp / "s")
+        fds = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in range(3)]
+        assert fds == [os.devnull] * 3
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert " 2 -> /dev/null\n" in (short_tmp / "fds").read_text()
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_program_gets_end_of_file_and_its_time_to_exit(
     spicebridge: Start, echoing: str, short_tmp: Path
 ) -> None:
@@ -223,11 +333,8 @@ def test_a_program_gets_end_of_file_and_its_time_to_exit(
 @contextmanager
 def running(*command: str, screen: Screen, **fds: int) -> Iterator[subprocess.Popen[bytes]]:
     process = screen.run(*command, **fds)
-    try:
+    with ended(process):
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def restored(screen: Screen, before: list[object]) -> None:
@@ -294,6 +401,30 @@ def test_the_link_of_a_pty_is_removed_while_somebody_has_it_open(
     finally:
         os.close(fd)
     assert not link.is_symlink()
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["SIGHUP", "no-signal"])
+def test_a_terminal_that_goes_takes_the_live_line_alone(
+    echoing: str, short_tmp: Path, ours: bool
+) -> None:
+    """It drains for SIGHUP, if the terminal was the one that it belonged to."""
+    master, slave = os.openpty()
+    command = ["setsid", "--ctty"] if ours else ["setsid"]
+    command += [str(EXECUTABLE), echoing]
+    command += [f"--custom-channel=channelid=128,unixsocket={short_tmp}/s"]
+    env = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=slave, stderr=slave, env=env)
+    os.close(slave)
+    with ended(process):
+        shown = b""
+        while b"waiting" not in shown:
+            shown += os.read(master, 65536)
+        os.close(master)
+        if not ours:
+            assert_echoes(short_tmp / "s")
+            process.terminate()
+        assert process.wait(PATIENCE) == (129 if ours else 0)
+    assert not (short_tmp / "s").exists()
 
 
 def test_o_nonblock_is_not_left_on_what_others_share(echoing: str) -> None:

@@ -10,7 +10,8 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -435,6 +436,26 @@ async def test_a_bridge_is_told_as_it_is_at_the_time(runtime: Path) -> None:
     assert process.bridges == {
         ChannelInfo(128, 1): Bridged(os.getpid(), "end", 1, 2, StreamCount(3, 4))
     }
+
+
+async def test_a_bridge_whose_server_is_away_has_nothing_to_tell_of_it(runtime: Path) -> None:
+    page = StatusPage()
+    page.show(Target(HERE), [BridgeStatus("b", "end")], None)
+    async with published(page, runtime) as path:
+        assert (await ask(path))["role"] == "starting"
+        (process,) = await running_at(Target(HERE))
+    assert (process.session, process.bridges) == (False, {})
+
+
+async def test_a_bridge_whose_machine_has_moved_is_found_where_that_is(runtime: Path) -> None:
+    session = SimpleNamespace(target=Target(HERE))
+    page = StatusPage()
+    page.show(Target(HERE), [BridgeStatus("b", "end", ChannelInfo(128, 1))], cast(Any, session))
+    async with published(page, runtime):
+        session.target = Target(UnixAddress("/there"))
+        (process,) = await running_at(Target(UnixAddress("/there")))
+        assert process.session
+        assert await running_at(Target(HERE)) == []
 
 
 @pytest.mark.parametrize("said", [b"", b"nonsense\n", b"x" * 64], ids=["silent", "other", "long"])

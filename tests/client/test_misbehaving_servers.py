@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from spicebridge.channel import ChannelClosedError
 from spicebridge.client.session import ChannelInfo, open_session
 from spicebridge.errors import (
     ChannelBusyError,
@@ -165,7 +166,7 @@ async def refuses_with(stream: Stream) -> None:
         (main_that(message(103, bytes(31))), ProtocolError, "MAIN_INIT .*31"),
         (main_that(message(0xBEEF)), ProtocolError, "a message type of this channel"),
         (main_that(struct.pack("<HI", 113, 2**32 - 1)), ProtocolError, "MAIN_NAME"),
-        (main_that(MAIN_INIT[:20], stays=False), ProtocolError, "end of the stream"),
+        (main_that(MAIN_INIT[:20], stays=False), ChannelClosedError, "end of the stream"),
         (main_that(message(103, bytes(32))), ConnectError, "opening a session"),
         (main_that(MAIN_INIT), ConnectError, "opening a session"),
         (main_that(MAIN_INIT, message(104, b"\5\0\0\0")), ProtocolError, "MAIN_CHANNELS_LIST"),
@@ -215,7 +216,7 @@ async def test_a_session_that_cannot_begin(
         (message(0xBEEF), ProtocolError),
         (struct.pack("<HI", 104, 2**32 - 1), ProtocolError),
         (b"", SessionLostError),
-        (b"\1\2\3", ProtocolError),
+        (b"\1\2\3", SessionLostError),
     ],
     ids=["unknown message", "oversized message", "end", "half a header"],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import lz4.block
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spicebridge.protocol.constants import (
     MigrateFlags,
+    MigrationMsg,
     Msg,
     MsgC,
     NotifySeverity,
@@ -26,10 +27,17 @@ from spicebridge.protocol.events import (
     Ignored,
     MainInit,
     Migrate,
+    MigrateBegin,
+    MigrateCancel,
+    MigrateData,
+    MigrateEnd,
+    MigrateSwitchHost,
+    MigrationTarget,
     Notify,
     Pong,
     PortEvent,
     PortInit,
+    SeamlessAck,
     WaitForChannels,
 )
 from spicebridge.protocol.framing import Framing
@@ -39,7 +47,7 @@ from spicebridge.protocol.messages import (
     encode_port_event,
     encode_port_init,
 )
-from tests.protocol.wire import Item, append
+from tests.protocol.wire import Item, append, encode_begin, encode_target
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,39 @@ server_port = st.one_of(
         )
     ),
 )
+migration_targets = st.builds(
+    MigrationTarget,
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
+    st.one_of(st.none(), st.integers(1, 0xFFFE)),
+    st.one_of(st.none(), st.integers(1, 0xFFFE)),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
+)
+migration_messages = [
+    migration_targets.map(
+        lambda target: Said(
+            MigrationMsg.BEGIN, encode_target(target), event=MigrateBegin(target, None)
+        )
+    ),
+    st.builds(MigrateBegin, migration_targets, u32).map(
+        lambda begin: Said(MigrationMsg.BEGIN_SEAMLESS, encode_begin(begin), event=begin)
+    ),
+    migration_targets.map(
+        lambda target: Said(
+            MigrationMsg.SWITCH_HOST, encode_target(target), event=MigrateSwitchHost(target)
+        )
+    ),
+    st.sampled_from(
+        [
+            Said(MigrationMsg.CANCEL, b"", event=MigrateCancel()),
+            Said(MigrationMsg.END, b"", event=MigrateEnd()),
+            Said(MigrationMsg.DST_SEAMLESS_ACK, b"", event=SeamlessAck(agreed=True)),
+            Said(MigrationMsg.DST_SEAMLESS_NACK, b"", event=SeamlessAck(agreed=False)),
+        ]
+    ),
+]
 server_main = st.one_of(
     *server_base,
+    *migration_messages,
     u32.map(lambda number: MainInit(number)).map(
         lambda init: Said(Msg.MAIN_INIT, encode_main_init(init), event=init)
     ),
@@ -162,14 +201,12 @@ server_main = st.one_of(
             event=ChannelsList(tuple(channels)),
         )
     ),
-    _ignored(101, "MAIN_MIGRATE_BEGIN MAIN_MIGRATE_CANCEL"),
     _ignored(
         105,
         "MAIN_MOUSE_MODE MAIN_MULTI_MEDIA_TIME MAIN_AGENT_CONNECTED MAIN_AGENT_DISCONNECTED"
-        " MAIN_AGENT_DATA MAIN_AGENT_TOKEN MAIN_MIGRATE_SWITCH_HOST MAIN_MIGRATE_END MAIN_NAME"
-        " MAIN_UUID MAIN_AGENT_CONNECTED_TOKENS MAIN_MIGRATE_BEGIN_SEAMLESS"
-        " MAIN_MIGRATE_DST_SEAMLESS_ACK MAIN_MIGRATE_DST_SEAMLESS_NACK",
+        " MAIN_AGENT_DATA MAIN_AGENT_TOKEN",
     ),
+    _ignored(113, "MAIN_NAME MAIN_UUID MAIN_AGENT_CONNECTED_TOKENS"),
 )
 client_base = [
     u32.map(lambda n: Said(MsgC.ACK_SYNC, n.to_bytes(4, "little"), event=AckSync(n))),
@@ -219,12 +256,29 @@ SEQUENCES = {
 def expected_items(said: Sequence[Said]) -> list[Item]:
     """What a conversation must give for these messages."""
     items: list[Item] = []
-    for each in said:
+    for each in _with_states(said):
+        if isinstance(each.event, MigrateData):
+            items.append(each.event)
         if each.data:
             append(items, each.data)
-        if each.event is not None:
+        if each.event is not None and not isinstance(each.event, MigrateData):
             items.append(each.event)
     return items
+
+
+def _with_states(said: Sequence[Said]) -> Iterator[Said]:
+    """These messages; a MIGRATE_DATA that MIGRATE has announced is passed on as it comes."""
+    announced = False
+    for each in said:
+        if isinstance(each.event, Migrate):
+            announced = MigrateFlags.NEED_DATA_TRANSFER in each.event.flags
+        if announced and each.event == Ignored("MIGRATE_DATA"):
+            announced = False
+            yield Said(
+                each.number, each.payload, data=each.payload, event=MigrateData(len(each.payload))
+            )
+        else:
+            yield each
 
 
 def expected_answers(said: Sequence[Said], mini_header: bool) -> bytes:
@@ -232,7 +286,9 @@ def expected_answers(said: Sequence[Said], mini_header: bool) -> bytes:
     framing = Framing(mini_header=mini_header)
     answers = b""
     window = left = 0
-    for each in said:
+    for each in _with_states(said):
+        if isinstance(each.event, MigrateData):  # the channel goes on elsewhere: nobody counts
+            continue
         if each.set_ack is not None:
             generation, window = each.set_ack
             left = window

@@ -17,7 +17,7 @@ from spicebridge.protocol.constants import (
     MsgC,
 )
 from spicebridge.protocol.conversation import Conversation
-from spicebridge.protocol.events import Ignored
+from spicebridge.protocol.events import Ignored, MigrateBegin, MigrateCancel
 from spicebridge.protocol.framing import MAX_HEADER
 from tests.protocol.wire import (
     MAIN,
@@ -59,10 +59,20 @@ def test_sub_messages_are_refused() -> None:
 
 @given(st.binary(max_size=1000))
 def test_a_main_channel_never_gives_data(payload: bytes) -> None:
-    """101 and 102 mean something else there, and are ignored by that name."""
-    for conversation in (client_side(MAIN), server_side(MAIN)):
-        items = deliver(conversation, message(101, payload) + message(102, payload))
-        assert [type(item) for item in items] == [Ignored, Ignored]
+    """101 and 102 mean something else there: live migration, of which a server hears nothing."""
+    items = deliver(server_side(MAIN), message(101, payload) + message(102, payload))
+    assert [type(item) for item in items] == [Ignored, Ignored]
+    assert _heard(101, payload) in (MigrateBegin, "MAIN_MIGRATE_BEGIN")
+    assert _heard(102, payload) == ("MAIN_MIGRATE_CANCEL" if payload else MigrateCancel)
+
+
+def _heard(number: int, payload: bytes) -> object:
+    """What one message is on a client's main channel, or the message that its error names."""
+    try:
+        (item,) = deliver(client_side(MAIN), message(number, payload))
+    except ProtocolError as error:
+        return error.message
+    return type(item)
 
 
 # The end of the stream
@@ -105,7 +115,7 @@ def test_an_end_inside_data_says_how_much_is_missing() -> None:
 def test_the_receive_buffer_never_grows(channel_type: int, size: int) -> None:
     conversation = client_side(channel_type)
     first = conversation.receive_buffer().obj
-    for number in [101, 102] if channel_type == MAIN else [101, 2]:
+    for number in [113, 2] if channel_type == MAIN else [101, 2]:
         deliver(conversation, message(number, bytes(MAX_IGNORED)), range(1, MAX_IGNORED, 99_999))
         assert conversation.receive_buffer().obj is first
         assert conversation.buffer_size == len(conversation.receive_buffer()) == size
@@ -120,7 +130,7 @@ def test_the_receive_buffer_never_grows(channel_type: int, size: int) -> None:
             st.binary(max_size=60),
             st.builds(
                 header,
-                st.sampled_from([1, 2, 3, 4, 5, 6, 7, 101, 102, 103, 104, 201, 202]),
+                st.sampled_from([*range(1, 8), 101, 102, 103, 104, 111, 112, 116, 117, 201, 202]),
                 st.integers(0, 60),
             ),
         ),

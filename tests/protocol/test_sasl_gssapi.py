@@ -211,7 +211,7 @@ def test_a_user_without_a_ticket_is_told_how_to_get_one(kerberos: FakeKerberos) 
     for username, hint in (("", "run kinit"), ("bob", "run kinit bob")):
         with pytest.raises(LoginError) as caught:
             started(username)
-        assert "GSSAPI (No Kerberos credentials? available)" in caught.value.problem
+        assert r"GSSAPI (No Kerberos credentials\x1b available)" in caught.value.problem
         assert caught.value.hint == hint
 
 

@@ -13,7 +13,7 @@ from spicebridge.errors import ProtocolError
 from spicebridge.protocol.constants import ChannelType, LinkErr, Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
 from spicebridge.protocol.dialogue import Dialogue, Exchange
-from spicebridge.protocol.events import Event
+from spicebridge.protocol.events import Event, MigrateBegin, MigrationTarget
 from spicebridge.protocol.framing import Framing
 from spicebridge.protocol.link import Linked, LinkRequest, link_server
 from spicebridge.protocol.login import ServerLogin
@@ -105,6 +105,35 @@ def messages(mini_header: bool, *each: tuple[int, bytes]) -> bytes:
 def message(number: int, payload: bytes = b"") -> bytes:
     """One message with a mini header, put together by hand."""
     return struct.pack("<HI", number, len(payload)) + payload
+
+
+def encode_target(target: MigrationTarget, more: bytes = b"", none: int = 0xFFFF) -> bytes:
+    """A SpiceMigrationDstInfo, as libspice-server writes it.
+
+    Args:
+        target: what it says.
+        more: what stands between it and its strings.
+        none: a port that is not there; QEMU's -1, or 0.
+    """
+    host = target.host.encode() + b"\0"
+    subject = target.cert_subject.encode() + b"\0" if target.cert_subject else b""
+    offset = 20 + len(more)
+    fixed = struct.pack(
+        "<HHIIII",
+        none if target.port is None else target.port,
+        none if target.tls_port is None else target.tls_port,
+        len(host),
+        offset,
+        len(subject),
+        offset + len(host) if subject else 0,
+    )
+    return fixed + more + host + subject
+
+
+def encode_begin(begin: MigrateBegin) -> bytes:
+    """The payload of MAIN_MIGRATE_BEGIN, or _BEGIN_SEAMLESS where it has a version."""
+    more = b"" if begin.version is None else struct.pack("<I", begin.version)
+    return encode_target(begin.target, more)
 
 
 def client_side(channel_type: int = PORT, *, mini_header: bool = True) -> Conversation:

@@ -126,6 +126,9 @@ class SaidWire(Wire):
 
     def end(self) -> None: ...
 
+    def hang_up(self) -> None:
+        self.end()
+
     def close(self) -> None: ...
 
 

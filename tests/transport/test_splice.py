@@ -148,3 +148,101 @@ async def test_only_into_unix_sockets_and_only_from_sockets() -> None:
         assert splice_between(pipe, unix) is None
         assert splice_between(unix, pipe) is None
         pipe.close()
+
+
+# Another source, or sink
+
+
+async def test_another_source_takes_over_and_what_is_held_goes_first() -> None:
+    with (
+        connected() as (old, before),
+        connected("tcp") as (new, after),
+        connected() as (sink, receiver),
+    ):
+        splice = Splice(old, sink)
+        before.sendall(b"before")
+        assert splice.fill(100) == 6
+        splice.replace(old, new)
+        assert splice.usable
+        assert splice.held == 6
+        after.sendall(b"after")
+        await new.readable()
+        assert splice.fill(100) == 5
+        before.sendall(b"too late")
+        assert splice.fill(100) is None
+        assert splice.drain()
+        assert received(receiver, 11) == b"beforeafter"
+        splice.close()
+
+
+async def test_another_sink_takes_over() -> None:
+    with (
+        connected() as (source, sender),
+        connected() as (old, before),
+        connected() as (new, after),
+    ):
+        splice = Splice(source, old)
+        sender.sendall(DATA)
+        assert splice.fill(1000) == 1000
+        assert splice.drain()
+        assert splice.fill(1000) == 1000
+        splice.replace(old, new)
+        assert splice.usable
+        splice.prefix(b"!")
+        assert splice.drain()
+        assert received(before, 1000) == DATA[:1000]
+        assert received(after, 1001) == b"!" + DATA[1000:2000]
+        splice.close()
+
+
+async def test_a_sink_that_is_tcp_or_no_socket_ends_its_use() -> None:
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    pipe = Stream.of_pair(reader, writer)
+    with connected() as (source, _), connected() as (sink, _peer), connected("tcp") as (tcp, _far):
+        for other in (tcp, pipe):
+            splice = Splice(source, sink)
+            splice.replace(sink, other)
+            assert not splice.usable
+            assert not splice.closed
+            splice.close()
+    pipe.close()
+
+
+async def test_a_source_that_is_no_socket_ends_its_use_and_what_is_held_still_goes() -> None:
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    pipe = Stream.of_pair(reader, writer)
+    with connected() as (source, sender), connected() as (sink, receiver):
+        splice = Splice(source, sink)
+        sender.sendall(b"held")
+        splice.fill(100)
+        splice.replace(source, pipe)
+        assert not splice.usable
+        assert splice.drain()
+        assert received(receiver, 4) == b"held"
+        splice.close()
+    pipe.close()
+
+
+async def test_what_was_filled_in_can_be_taken_back() -> None:
+    with connected() as (source, sender), connected() as (sink, receiver):
+        splice = Splice(source, sink)
+        taken = 0
+        sender.sendall(DATA)
+        while taken < len(DATA):
+            taken += splice.fill(7000) or 0
+        buffer = memoryview(bytearray(len(DATA) + 10))
+        splice.take_back(buffer)
+        assert buffer == DATA + bytes(10)
+        assert splice.held == 0
+        assert splice.drain()
+        receiver.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            receiver.recv(1)
+        splice.close()
+
+
+async def test_nothing_can_be_taken_back_of_a_splice_that_was_not_used() -> None:
+    with connected() as (source, _), connected() as (sink, _peer):
+        splice = Splice(source, sink)
+        splice.take_back(memoryview(bytearray(b"as it was")))
+        splice.close()

@@ -265,6 +265,7 @@ async def test_a_peer_that_is_silent(good: CertificateFiles) -> None:
         (Trust(pinned_key="md5//abc"), "'md5//abc' is no pinned key"),
         (Trust(pinned_key="sha256//abc="), "'sha256//abc=' is no pinned key"),
         (Trust(pinned_key="sha256//!"), "is no pinned key"),
+        (Trust(pinned_key="sha256//é"), "is no pinned key"),
         (Trust(host_subject="node"), "node"),
     ],
 )

@@ -285,3 +285,83 @@ async def test_a_pipe_that_we_have_ended_has_nobody_to_hang_up() -> None:
     assert not stream.hung_up()
     stream.close()
     os.close(inward[1])
+
+
+# What waits to be read, and an end from our side
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_what_waits_to_be_read_is_counted(kind: str) -> None:
+    with connected(kind) as (stream, peer):
+        assert stream.unread() == 0
+        peer.send(b"12345")
+        await stream.readable()
+        assert stream.unread() == 5
+        assert stream.read_nowait(memoryview(bytearray(2))) == 2
+        peer.close()
+        assert stream.unread() == 3
+        assert await read_to_end(stream) == b"345"
+        assert stream.unread() == 0
+
+
+async def test_what_waits_in_a_pipe_is_counted() -> None:
+    reader, theirs = os.pipe2(os.O_NONBLOCK)
+    other, writer = os.pipe2(os.O_NONBLOCK)
+    stream = Stream.of_pair(reader, writer)
+    os.write(theirs, b"123")
+    os.close(theirs)
+    assert stream.unread() == 3
+    stream.close()
+    assert stream.unread() == 0
+    os.close(other)
+
+
+async def test_where_it_cannot_be_told_nothing_waits() -> None:
+    stream = Stream.of_pair(os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_WRONLY))
+    assert stream.unread() == 0
+    stream.close()
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_hanging_up_leaves_what_has_arrived_to_be_read_and_an_end_behind_it(
+    kind: str,
+) -> None:
+    with connected(kind) as (stream, peer):
+        peer.send(b"arrived")
+        await stream.readable()
+        stream.hang_up()
+        assert await read_to_end(stream) == b"arrived"
+        with pytest.raises(BrokenPipeError):
+            stream.write_nowait([memoryview(b"x")])
+        assert peer.recv(1) == b""
+        stream.hang_up()
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_hanging_up_wakes_who_waits(kind: str) -> None:
+    """A peer that died silently would never do so."""
+    steps: list[int | None] = []
+
+    def step() -> bool:
+        steps.append(stream.read_nowait(memoryview(bytearray(1))))
+        return steps[-1] != 0
+
+    with connected(kind) as (stream, _peer):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.watch, step)
+            await settled()
+            stream.hang_up()
+    assert steps[-1] == 0
+
+
+async def test_hanging_up_is_nothing_to_who_has_gone_or_is_no_socket() -> None:
+    with connected("tcp") as (stream, peer):
+        peer.close()
+        stream.hang_up()
+        stream.close()
+        stream.hang_up()
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    pipe = Stream.of_pair(reader, writer)
+    pipe.hang_up()
+    assert pipe.write_nowait([memoryview(b"x")]) == 1
+    pipe.close()

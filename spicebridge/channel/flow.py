@@ -1,26 +1,18 @@
-"""A linked channel as a byte stream with port events: a `Conversation` on a `Wire`, either role.
-
-Closing has two rules of its own. Closing a socket with unread input makes the kernel reset the
-connection, and the peer then loses what was on its way to it: so a channel ends its sending side,
-reads to end of file, and only then closes. And libspice-server 0.15 crashes when a client has gone
-before the guest took what it sent (RedCharDeviceSpiceVmc::on_free_self_token uses the client that
-is no more), and nothing in the protocol tells what was taken: so a client stays linked until the
-channel has been silent for a moment after the last DATA.
-"""
+"""The data path of a linked channel: what the peer sends, as it comes; what we send, in DATA."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import anyio
 import anyio.lowlevel
 
-from spicebridge.errors import SessionLostError, SpicebridgeError
-from spicebridge.protocol.constants import Msg, MsgC
+from spicebridge.channel.move import Move
+from spicebridge.errors import ProtocolError, SessionLostError
+from spicebridge.protocol.constants import MigrationMsgC, Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
 from spicebridge.protocol.events import Event, PortInit
 from spicebridge.protocol.link import Linked
@@ -29,15 +21,6 @@ from spicebridge.transport.stream import Stream
 from spicebridge.transport.wire import Wire
 
 log = logging.getLogger(__name__)
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds that a peer has to end its side once we have ended ours."""
-
-SETTLE_TIME = 0.5
-"""Seconds of silence after our last DATA before a client leaves a channel."""
-
-SETTLE_LIMIT = 2.0
-"""Seconds that a client stays for this at most, on a channel that is never silent."""
 
 _CONTROL_LIMIT = 64 * 1024
 """Bytes of our answers that may wait for the peer to read them before we stop reading from it."""
@@ -52,21 +35,12 @@ class ChannelClosedError(SessionLostError):
     """The peer closed this channel or its link broke; the session may go on."""
 
 
-class Channel:
-    """A linked channel. One task may receive while another one sends.
-
-    Args:
-        wire: the connection, right behind the link result; the channel owns it from now on.
-        linked: what was agreed on.
-        server: whether we are the server.
-
-    Attributes:
-        linked: what was agreed on.
-        port: name and state of the port as the server told them at the start, where it did.
-    """
+class Flow:
+    """Both directions of a linked channel; `Channel` is the whole of it."""
 
     def __init__(self, wire: Wire, linked: Linked, *, server: bool = False) -> None:
         self.linked = linked
+        self.dropped = 0
         self.port: PortInit | None = None
         self._wire = wire
         self._conversation = Conversation(
@@ -76,22 +50,17 @@ class Channel:
         self._waiting = 0  # bytes of a DATA that has not begun
         self._splice: Splice | None = None  # what holds its payload, if it is not in the buffer
         self._message = _NOTHING  # what has not gone of one that has begun
+        self._closed = False
         self._ended = False
         self._over = False  # the peer has ended its side
+        self._splices: list[Splice] = []
+        self._reading = False  # somebody waits for what the peer sends
+        self._move: Move | None = None
+        self._moved = False  # and not heard the first word of the other server yet
+        self._failure: ChannelClosedError | None = None  # of a move
         self._server = server
         self._active = float("-inf")  # when our last DATA went, or the peer last spoke after it
         self._held: list[memoryview | Event] = []
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def name(self) -> str:
@@ -113,11 +82,22 @@ class Channel:
 
         When cancelled, nothing has been received.
         """
+        # a peer that talks without end must not keep the clock, signals and all others waiting
+        await anyio.lowlevel.checkpoint()
+        return await self._receive()
+
+    async def _receive(self) -> Sequence[memoryview | Event] | None:
+        if not self._held and len(self._conversation.control) > _CONTROL_LIMIT:
+            await self._answer()  # before we look who reads: meanwhile a move may have begun
+        while not self._held and self._move is not None and self._move.reading:
+            await self._move.change()
         if self._held:
             held, self._held = self._held, []
             return held
-        if len(self._conversation.control) > _CONTROL_LIMIT:
-            await self._answer()
+        if self._failure is not None:
+            raise self._failure
+        if self._conversation.more:
+            return self._understood(0)
         try:
             buffer = self._conversation.receive_buffer()
             while (count := self._wire.read_nowait(buffer)) is None:
@@ -128,7 +108,13 @@ class Channel:
 
     def splice_to(self, sink: Stream) -> Splice | None:
         """A way around our buffers for large DATA, into a stream; None where there is none."""
-        return splice_between(self._wire, sink)
+        return self._remembered(splice_between(self._wire, sink))
+
+    def _remembered(self, splice: Splice | None) -> Splice | None:
+        self._splices = [each for each in self._splices if not each.closed]
+        if splice is not None:
+            self._splices.append(splice)
+        return splice
 
     async def receive_each(
         self,
@@ -141,7 +127,8 @@ class Channel:
         Args:
             take: given what each read brings; returns whether it wants more. It must not wait, and
                 may not use anyio: see `Wire.watch`.
-            splice: takes most of large DATA instead, and wants more as long as its sink takes all.
+            splice: takes most of large DATA instead, while it is usable, and wants more as long as
+                its sink takes all.
             spliced: called with the bytes that it has taken.
 
         Returns:
@@ -151,12 +138,15 @@ class Channel:
             ChannelClosedError, ProtocolError: see `receive`.
         """
         conversation = self._conversation
-        enough = large = False
+        enough = large = splices = False
 
         def read() -> bool:
             nonlocal enough, large
+            if conversation.more:
+                enough = not take(self._understood(0))
+                return True
             # behind large DATA only a header is read, as what follows may be large, too
-            header = splice is not None and large and conversation.between_messages
+            header = splices and large and conversation.between_messages
             buffer = conversation.header_buffer() if header else conversation.receive_buffer()
             if (count := self._wire.read_nowait(buffer)) is None:
                 return False
@@ -181,32 +171,54 @@ class Channel:
 
         def step() -> bool:
             for _ in range(_PIECES):
-                more = pass_by(splice) if splice and large and conversation.data_left else read()
-                if enough or conversation.control:
+                by_pipe = splices and large and conversation.data_left
+                more = pass_by(splice) if splice and by_pipe else read()
+                if enough or conversation.control or self._is_moved:
                     return False
                 if not more:
                     break
             return True
 
-        while not (enough or self._over):
-            if self._held or conversation.control:  # `receive` sends that meanwhile
-                items = await self.receive()
-                enough = items is None or not take(items)
+        while not enough and (self._held or self._failure or not self._over):
+            # `receive` sends that meanwhile, and waits for who moves us
+            if self._held or conversation.control or self._is_moved or self._failure:
+                if (items := await self.receive()) is None:
+                    return False
+                if not take(items):
+                    return True
                 continue
+            splices = splice is not None and splice.usable
+            self._reading = True
             try:
                 await self._wire.watch(step)
             except OSError as error:
                 raise self._broken(error) from error
+            finally:
+                self._reading = False
         return not self._over
 
     def _received(self, count: int) -> Sequence[memoryview | Event] | None:
         """What `count` bytes in the receive buffer mean; None for the end of the stream."""
         if not count:
             self._over = True
+            if self._move is not None:
+                self._move.note_change()
             if not self._ended:  # once we have gone, the peer may stop where it likes
-                self._conversation.receive_eof()
+                try:
+                    self._conversation.receive_eof()
+                except ProtocolError as error:
+                    raise ChannelClosedError(f"the link of {self.name} was cut: {error}") from error
             return None
+        return self._understood(count)
+
+    def _understood(self, count: int) -> Sequence[memoryview | Event]:
+        """What `count` bytes more in the receive buffer mean."""
         items = self._conversation.receive_data(count)
+        if self._moved:
+            items = self._without_init(items)
+        if self._move is not None and self._conversation.moves is not None:
+            self._move.reading = True
+            self._move.note_change()
         if self._active > 0:
             self._active = time.monotonic()
         if self._conversation.control and self._idle and not self._sending.locked():
@@ -230,17 +242,21 @@ class Channel:
 
     def hold(self, items: Sequence[memoryview | Event]) -> None:
         """Gives back what `receive` returned, for the next call of it to return again."""
-        self._held = list(items)
+        self._held[:0] = items
 
     async def _until_readable(self) -> None:
         """Waits for input, and sends our answers meanwhile if the peer did not take them yet."""
-        if not self._conversation.control or self._sending.locked():
-            await self._wire.readable()
-            return
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._answer)
-            await self._wire.readable()
-            tasks.cancel_scope.cancel()
+        self._reading = True
+        try:
+            if not self._conversation.control or self._sending.locked():
+                await self._wire.readable()
+                return
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._answer)
+                await self._wire.readable()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._reading = False
 
     async def _answer(self) -> None:
         """Sends our answers; a peer that takes none may have sent something before."""
@@ -257,7 +273,7 @@ class Channel:
 
     def splice_from(self, source: Stream) -> Splice | None:
         """A way around our buffers for what a stream sends; None where there is none."""
-        return splice_between(source, self._wire)
+        return self._remembered(splice_between(source, self._wire))
 
     def send_payload_nowait(self, count: int, splice: Splice | None = None) -> bool:
         """Sends the first `count` bytes of `payload_buffer` as one DATA, as far as it goes at once.
@@ -298,7 +314,9 @@ class Channel:
             buffer[: len(piece)] = piece
             await self.send_payload(len(piece))
 
-    async def send_message(self, message_type: Msg | MsgC, payload: bytes = b"") -> None:
+    async def send_message(
+        self, message_type: Msg | MsgC | MigrationMsgC, payload: bytes = b""
+    ) -> None:
         """Sends one message that is not DATA.
 
         Raises:
@@ -316,9 +334,15 @@ class Channel:
         Raises:
             ChannelClosedError: the peer takes nothing more, and some of a DATA had not gone.
         """
-        async with self._sending:
-            while not self._write_nowait():
-                await self._wire.writable()
+        while True:
+            async with self._sending:
+                while not self._write_nowait():
+                    if not self._begun:
+                        break
+                    await self._wire.writable()
+                else:
+                    return
+            await self._until_may_begin()
 
     def _refuse_unusable(self) -> None:
         if not self.usable:
@@ -327,6 +351,8 @@ class Channel:
     def _write_nowait(self) -> bool:
         """Sends what the kernel takes of what waits; returns whether that was all."""
         control = self._conversation.control
+        if self._failure is not None:
+            raise self._failure
         try:
             while control or not self._idle:
                 if self._message:
@@ -345,6 +371,8 @@ class Channel:
                     if written is None:
                         return False
                     del control[:written]
+                elif self._move is not None and not self._move.lets_begin():
+                    return False
                 else:  # from here on nothing may come between
                     self._begin()
         except OSError as error:
@@ -362,7 +390,29 @@ class Channel:
             self._splice.prefix(self._conversation.data_header(self._waiting))
         self._waiting = 0
 
-    # Closing
+    @property
+    def _begun(self) -> bool:
+        """Whether something waits that has to go to this server, as some of it may have."""
+        spliced = self._splice is not None and not self._waiting
+        return bool(self._message or spliced or self._conversation.control)
+
+    async def _until_may_begin(self) -> None:
+        """Waits while a move holds back what has not begun."""
+        if self._move is not None:
+            with anyio.move_on_after(self._move.pause):
+                await self._move.change()
+
+    @property
+    def _is_moved(self) -> bool:
+        """Whether nobody may read but who moves us."""
+        return self._move is not None and self._move.reading
+
+    def _without_init(self, items: list[memoryview | Event]) -> list[memoryview | Event]:
+        """Leaves out the other server's PORT_INIT: it has not had the state of the port yet, and
+        calls it closed. What it has to tell of that comes as PORT_EVENT."""
+        kept: list[memoryview | Event] = [item for item in items if not isinstance(item, PortInit)]
+        self._moved = len(kept) == len(items)
+        return kept
 
     @property
     def usable(self) -> bool:
@@ -381,53 +431,10 @@ class Channel:
         except OSError:  # the link has broken already, as `receive` will say
             pass
 
-    def abort(self) -> None:
-        """Closes at once; what is on its way in either direction may be lost."""
-        self._wire.close()
-
-    async def settle(self) -> None:
-        """Waits, as a client, until the guest may be supposed to have taken our last DATA.
-
-        Another task receives meanwhile. Bounded by `SETTLE_LIMIT`. A guest that has closed its port
-        takes nothing, however long one waits.
-        """
-        if self._server or (self.port is not None and not self.port.opened):
-            return
-        with anyio.move_on_after(SETTLE_LIMIT):
-            while (rest := self._active + SETTLE_TIME - time.monotonic()) > 0:
-                await anyio.sleep(rest)
-
-    async def aclose(self) -> None:
-        """Settles, ends our side, reads the peer's to its end, and closes.
-
-        What the peer still sends is dropped; who wants it calls `settle`, `end` and `receive`
-        before. Bounded by `SETTLE_LIMIT` and `CLOSE_TIMEOUT`. When cancelled, it hurries: no more
-        than `SETTLE_TIME` for each of the two.
-        """
-        try:
-            await self._close(CLOSE_TIMEOUT)
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(2 * SETTLE_TIME, shield=True):
-                await self._close(SETTLE_TIME)
-            raise
-        finally:
-            self._wire.close()
-
-    async def _close(self, patience: float) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._end_settled, tasks.cancel_scope, patience)
-            try:
-                while await self.receive() is not None:
-                    await anyio.lowlevel.checkpoint()
-            except (SpicebridgeError, anyio.ClosedResourceError):
-                pass  # it is gone, which is what we want
-            tasks.cancel_scope.cancel()
-
-    async def _end_settled(self, reading: anyio.CancelScope, patience: float) -> None:
-        await self.settle()
-        self.end()
-        await anyio.sleep(patience)
-        reading.cancel()
-
     def _broken(self, error: OSError) -> ChannelClosedError:
         return ChannelClosedError(f"the link of {self.name} broke: {error.strerror}")
+
+
+def data_size(item: memoryview | Event) -> int:
+    """Bytes of DATA that an item of `Flow.receive` has."""
+    return len(item) if isinstance(item, memoryview) else 0

@@ -11,7 +11,6 @@ import anyio
 import pytest
 
 from spicebridge.channel import Channel, ChannelClosedError
-from spicebridge.errors import ProtocolError
 from spicebridge.protocol.constants import SEND_DATA, Msg, PortEventType
 from spicebridge.protocol.events import Event, PortEvent
 from spicebridge.transport import splice as splice_module
@@ -121,7 +120,7 @@ async def test_an_end_inside_large_data_is_an_error_and_what_came_before_is_give
         carried = Carried(channel, sink)
 
         async def carry() -> None:
-            with pytest.raises(ProtocolError, match="end of the stream"):
+            with pytest.raises(ChannelClosedError, match="end of the stream"):
                 await carried.run()
 
         async with anyio.create_task_group() as tasks:

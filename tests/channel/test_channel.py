@@ -24,7 +24,7 @@ BOTH_HEADERS = pytest.mark.parametrize("mini", [True, False], ids=["mini", "full
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No guest here needs a moment before a channel is left."""
-    monkeypatch.setattr("spicebridge.channel.SETTLE_TIME", 0.001)
+    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.001)
 
 
 async def receive_all(channel: Channel) -> None:
@@ -67,7 +67,7 @@ async def test_an_end_inside_a_message_is_an_error() -> None:
         peer.says(message(Msg.DATA, b"abc")[:-1])
         peer.sock.close()
         assert copied(await channel.receive()) == [b"ab"]
-        with pytest.raises(ProtocolError, match="end of the stream"):
+        with pytest.raises(ChannelClosedError, match=r"port:3 was cut: end of the stream at byte"):
             await channel.receive()
 
 
@@ -431,7 +431,7 @@ async def test_a_context_manager_closes() -> None:
 async def test_a_peer_that_does_not_end_its_side_is_not_waited_for_forever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spicebridge.channel.CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr("spicebridge.channel.channel.CLOSE_TIMEOUT", 0.01)
     with linked() as (channel, peer):
         await channel.aclose()
         assert peer.sock.recv(1) == b""
@@ -440,7 +440,7 @@ async def test_a_peer_that_does_not_end_its_side_is_not_waited_for_forever(
 
 
 async def test_a_peer_that_pours_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spicebridge.channel.CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr("spicebridge.channel.channel.CLOSE_TIMEOUT", 0.01)
     with linked() as (channel, peer):
 
         async def pour() -> None:
