@@ -76,6 +76,7 @@ if __name__ != "__main__":  # a script has no package to import from
         expect: int,
         out: Path,
         window: int = 0,
+        all_channels: bool = False,
         password_file: Path | None = None,
         properties: Mapping[str, str] | None = None,
     ) -> GlibClient:
@@ -85,10 +86,15 @@ if __name__ != "__main__":  # a script has no package to import from
         library's channel does not read while its socket takes nothing, and so they would wait for
         each other once all buffers are full, which those of a Unix socket soon are.
 
+        The session can migrate with `all_channels`: all that the server offers stay linked. For the
+        library links all of them at the target, waits until the source has let go of each, and
+        takes part in no other migration before.
+
         Wait for `received=expect` to see the end of it, for `opened=…` to see the guest's side
         change. A webdav channel is no port here: the library takes its frames apart.
         """
         options = ["--port", port, "--expect-bytes", str(expect), "--window", str(window)]
+        options += ["--all-channels"] if all_channels else []
         return GlibClient(
             uri,
             "exchange",
@@ -129,6 +135,7 @@ def _main() -> None:
     exchanging.add_argument("--expect-bytes", type=int, required=True)
     exchanging.add_argument("--window", type=int, required=True)
     exchanging.add_argument("--out-file", type=Path, required=True)
+    exchanging.add_argument("--all-channels", action="store_true")
     sharing = commands.add_parser("share")
     sharing.add_argument("folder", type=Path)
     sharing.add_argument("--read-only", action="store_true")
@@ -152,7 +159,8 @@ def _say(**message: object) -> None:
 class _Client:
     """A session that links every port, to learn its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_channels: bool = False) -> None:
+        self.all_channels = all_channels
         gi = import_module("gi")
         gi.require_version("SpiceClientGLib", "2.0")
         self._glib = import_module("gi.repository.GLib")
@@ -196,6 +204,7 @@ class _Client:
         if channel.props.channel_type in _PORT_TYPES:
             self._on(channel, "notify::port-name", self._named)
             self._on(channel, "port-data", self.data_came)
+        if self.all_channels or channel.props.channel_type in _PORT_TYPES:
             self._spice.Channel.connect(channel)
 
     def _named(self, *_: object) -> None:
@@ -228,8 +237,8 @@ def _describe(channel: Any) -> dict[str, object]:
 class _OnePort(_Client):
     """A session that keeps only the port that is wanted, and tells when it opens and closes."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, all_channels: bool = False) -> None:
+        super().__init__(all_channels=all_channels)
         self.port: Any = None
 
     def ready(self, ports: list[Any]) -> None:
@@ -238,7 +247,7 @@ class _OnePort(_Client):
             self.end(error="there is no such port")
             return
         for port in ports:
-            if port != self.port:
+            if port != self.port and not self.all_channels:
                 self.channels.remove(port)
                 port.disconnect(self._spice.ChannelEvent.NONE)
         self._on(self.port, "notify::port-opened", lambda *_: self._opened())
@@ -271,7 +280,7 @@ class _Sharer(_OnePort):
 
 class _Exchanger(_OnePort):
     def __init__(self, options: argparse.Namespace) -> None:
-        super().__init__()
+        super().__init__(all_channels=options.all_channels)
         self._options = options
         self._data = options.send_file.read_bytes()
         self._out = options.out_file.open("wb")

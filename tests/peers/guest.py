@@ -11,19 +11,29 @@ import secrets
 import shlex
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import lz4.block
+
 from .cache import cached, command, digest
-from .processes import PeerError
+from .certificates import CertificateFiles
+from .processes import PeerError, wait_until
 from .qemu import Qemu
 
 _BOOT_TIMEOUT = 60.0
 _CONTROL = "control"
 
+_LZ4_LEGACY = b"\x02\x21\x4c\x18"
+_LZ4_BLOCK = 8 << 20
+
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
+_QUICK = "tsc=reliable nokaslr mitigations=off cryptomgr.notests lsm= audit=0"
+"""What makes the kernel boot in half the time: nothing here needs what these leave out."""
+
 _MODULES = (
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
@@ -34,14 +44,17 @@ _MODULES = (
 )
 """What Debian's kernel has as modules, in the order of their dependencies."""
 
-_PROGRAMS = (
-    "/bin/busybox",
+_BUSYBOX = "/bin/busybox"
+_WEBDAV = (
     "/usr/bin/curl",
     "/usr/bin/dbus-daemon",
     "/usr/sbin/avahi-daemon",
     "/usr/sbin/spice-webdavd",
 )
 """Programs of this machine that go into the guest, with the libraries they are linked to."""
+
+_MEMORY, _SMALL_MEMORY = 512, 128
+"""MiB of RAM, with the programs for webdav and without them."""
 
 _INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -59,8 +72,13 @@ until [ -e /dev/virtio-ports/{_CONTROL} ]; do # the last to come
         ln -sf ../${{port##*/}} /dev/virtio-ports/$(cat $port/name)
     done
 done
+for port in $(echo $echo | tr , ' '); do
+    mkfifo /run/$port
+    portpump /dev/virtio-ports/$port <>/run/$port >/run/$port 2>/dev/null &
+done
 exec sh <>/dev/virtio-ports/{_CONTROL} >&0
 """
+"""The kernel hands what it does not know of its command line, `echo`, to this as environment."""
 
 
 class GuestError(RuntimeError):
@@ -71,8 +89,17 @@ class Guest(Qemu):
     """A booted guest.
 
     Args:
-        folder, unix, password: as for `Qemu`; the guest's console goes to `folder`/console.
+        folder, unix, tls, password, usbredir: as for `Qemu`; the guest's console goes to
+            `folder`/console.
         ports: the names of virtio ports, each a SPICE port of the same name.
+        echo: those of them that give back what comes, since the guest has booted.
+        webdav: have the programs that spice-webdavd needs in the guest, which needs more memory.
+        reboots: let `system_reset` reboot it; otherwise it ends QEMU.
+        incoming: do not boot, but wait for another guest of the same making to be migrated here.
+        extra: more arguments of QEMU.
+
+    Attributes:
+        folder: the same.
     """
 
     def __init__(
@@ -80,9 +107,17 @@ class Guest(Qemu):
         folder: Path,
         *ports: str,
         unix: bool = False,
+        tls: CertificateFiles | None = None,
         password: str | None = None,
+        usbredir: bool = False,
+        echo: Sequence[str] = (),
+        webdav: bool = True,
+        reboots: bool = False,
+        incoming: bool = False,
+        extra: Sequence[str] = (),
     ) -> None:
-        kernel, initramfs = _kernel(), _initramfs()
+        boot = _kernel() / "vmlinux", _initramfs(_WEBDAV if webdav else ()) / "initramfs"
+        self.folder = folder
         self._console = folder / "console"
         self._shell, theirs = socket.socketpair()
         try:
@@ -91,22 +126,29 @@ class Guest(Qemu):
                 super().__init__(
                     folder,
                     unix=unix,
+                    tls=tls,
                     password=password,
+                    usbredir=usbredir,
                     run=True,
                     extra=[
-                        *_boot(kernel / "vmlinuz", initramfs / "initramfs", self._console),
+                        *_boot(*boot, self._console, echo),
+                        *["-m", str(_MEMORY if webdav else _SMALL_MEMORY)],
                         *_virtio_ports(ports, fd),
+                        *([] if reboots else ["-no-reboot"]),
+                        *(["-incoming", "defer"] if incoming else []),
+                        *extra,
                     ],
                     pass_fds=[fd],
                 )
         except BaseException:
             self._shell.close()
             raise
-        try:
-            self.run("true", timeout=_BOOT_TIMEOUT)
-        except BaseException:
-            self.stop()
-            raise
+        if not incoming:
+            try:
+                self.run("true", timeout=_BOOT_TIMEOUT)
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
         """End the guest, as if its power failed."""
@@ -144,6 +186,16 @@ class Guest(Qemu):
             answer += data
         return answer[: end.start()].decode(errors="replace"), int(end[1])
 
+    def reset(self) -> None:
+        """Reset the machine, which then boots again; that is not waited for."""
+        resets = self._resets()
+        self.qmp("system_reset")
+        wait_until(lambda: self._resets() > resets, what="the guest is not reset")
+
+    def _resets(self) -> int:
+        self.qmp("query-status")  # events are read with an answer
+        return sum(each["event"] == "RESET" for each in self._qmp.events)
+
     def host_connected(self, port: str) -> bool:
         """Whether the guest sees a SPICE client on `port`."""
         state = self.run(
@@ -152,13 +204,12 @@ class Guest(Qemu):
         return "host_connected: 1" in state
 
 
-def _boot(kernel: Path, initramfs: Path, console: Path) -> list[str]:
+def _boot(kernel: Path, initramfs: Path, console: Path, echo: Sequence[str]) -> list[str]:
     # fmt: off
     return [
-        "-m", "512", "-no-reboot",
         "-cpu", "max", # it has RDRAND: who needs random numbers need not wait for them
         "-kernel", str(kernel), "-initrd", str(initramfs),
-        "-append", "console=ttyS0 quiet panic=-1",
+        "-append", f"console=ttyS0 quiet panic=-1 {_QUICK} echo={','.join(echo)}",
         "-chardev", f"file,id=console,path={str(console).replace(',', ',,')}",
         "-serial", "chardev:console",
     ]
@@ -176,7 +227,7 @@ def _virtio_ports(names: Sequence[str], control_fd: int) -> list[str]:
 
 
 def _kernel() -> Path:
-    """The folder with `vmlinuz` and `modules`, from the package that Debian's metapackage names."""
+    """The folder with `vmlinux` and `modules`, from the package that Debian's metapackage names."""
 
     def build(folder: Path) -> None:
         depends = command("apt-cache", "depends", _KERNEL_PACKAGE)
@@ -188,7 +239,7 @@ def _kernel() -> Path:
         tree = folder / "tree"
         command("dpkg", "-x", archive, tree)
         (vmlinuz,) = tree.glob("boot/vmlinuz-*")
-        vmlinuz.rename(folder / "vmlinuz")
+        (folder / "vmlinux").write_bytes(_unpacked(vmlinuz.read_bytes()))
         (folder / "modules").mkdir()
         for module in _MODULES:
             (file,) = tree.glob(f"lib/modules/*/kernel/{module}.ko")
@@ -196,11 +247,34 @@ def _kernel() -> Path:
         archive.unlink()
         shutil.rmtree(tree)
 
-    return cached("kernel", build)
+    return cached("kernel-unpacked", build)
 
 
-def _initramfs() -> Path:
-    """The folder with `initramfs`."""
+def _unpacked(image: bytes) -> bytes:
+    """The ELF file in a bzImage, which QEMU boots by its PVH entry.
+
+    A guest that unpacks its kernel anew at a reset writes where translated code was, which takes
+    TCG seconds. Documentation/x86/boot.rst of Linux has the header; LZ4's legacy frame is blocks
+    of 8 MiB, each behind its size.
+    """
+    setup_sectors = image[0x1F1]
+    offset, size = struct.unpack_from("<II", image, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    payload = image[start : start + size]
+    if not payload.startswith(_LZ4_LEGACY):
+        raise PeerError("the kernel is not packed with LZ4")
+    blocks, position = [], len(_LZ4_LEGACY)
+    while position < size - 4:  # behind the last is the unpacked size
+        (packed,) = struct.unpack_from("<I", payload, position)
+        position += 4
+        block = payload[position : position + packed]
+        blocks.append(lz4.block.decompress(block, uncompressed_size=_LZ4_BLOCK))
+        position += packed
+    return b"".join(blocks)
+
+
+def _initramfs(programs: Sequence[str]) -> Path:
+    """The folder with `initramfs`, with busybox, portpump and `programs` in it."""
     source = Path(__file__).with_name("portpump.c")
     modules = _kernel() / "modules"
 
@@ -210,7 +284,7 @@ def _initramfs() -> Path:
             (root / directory).mkdir(parents=True)
         shutil.copytree(modules, root / "modules")
         command("gcc", "-O2", "-Wall", "-o", folder / "portpump", source)
-        for program in (*_PROGRAMS, folder / "portpump"):
+        for program in (_BUSYBOX, *programs, str(folder / "portpump")):
             _install(Path(program), root)
         init = root / "init"
         init.write_text(_INIT)
@@ -218,7 +292,7 @@ def _initramfs() -> Path:
         command("sh", "-c", "find . | cpio --quiet -o -H newc -F ../initramfs", cwd=root)
         shutil.rmtree(root)
 
-    key = digest(_INIT, source.read_bytes(), *(Path(p).read_bytes() for p in _PROGRAMS))
+    key = digest(_INIT, source.read_bytes(), *(Path(p).read_bytes() for p in (_BUSYBOX, *programs)))
     return cached(f"initramfs-{key}", build)
 
 

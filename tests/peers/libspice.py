@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import cache
 from .certificates import CertificateFiles
+from .held_port import HeldPort
 from .processes import JsonProcess, Message, free_port
 
 _SOURCE = Path(__file__).with_name("spice_endpoint.c")
@@ -39,6 +40,7 @@ class SpiceEndpoint(JsonProcess):
     Args:
         channels: `KIND:NAME` each, as `spice_endpoint.c` explains.
         unix: the path of the Unix socket to listen on; else a TCP port of 127.0.0.1.
+        port: that TCP port, where one endpoint after another has the same; else any.
         ticket: the password that clients need; without it there is none.
         closed: the names of ports whose guest's side starts closed.
         pour: how many bytes a pouring guest sends to each client, or a counting one awaits.
@@ -59,6 +61,7 @@ class SpiceEndpoint(JsonProcess):
         self,
         *channels: str,
         unix: Path | None = None,
+        port: HeldPort | None = None,
         ticket: str | None = None,
         closed: Sequence[str] = (),
         pour: int = 0,
@@ -84,11 +87,12 @@ class SpiceEndpoint(JsonProcess):
         if end_streams:
             argv.append("--end-streams")
         if tls is not None:
-            port = free_port()
-            self.tls_uri = f"spice+tls://127.0.0.1:{port}"
-            argv += [f"--tls-port={port}", f"--tls-key={tls.key}"]
+            tls_port = free_port()
+            self.tls_uri = f"spice+tls://127.0.0.1:{tls_port}"
+            argv += [f"--tls-port={tls_port}", f"--tls-key={tls.key}"]
             argv += [f"--tls-cert={tls.cert}", f"--tls-ca={tls.ca}"]
-        with listen(unix) as listener, tempfile.NamedTemporaryFile() as file:
+        listening = port.listen() if port else listen(unix)
+        with listening as listener, tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
             fd = listener.fileno()

@@ -162,7 +162,7 @@ class JsonProcess(Process):
         super().stop()
 
 
-def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 60.0) -> None:
     """Poll `condition` until it holds; `what` says in the error what did not come to hold."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import EXECUTABLE, PATIENCE
-from tests.peers.processes import peak_rss_kib, wait_until
+from tests.conftest import EXECUTABLE
+from tests.peers.processes import PeerError, peak_rss_kib, wait_until
 from tests.peers.qemu import HMP_PORT, QMP_PORT, Qemu
 from tests.peers.qmp_client import QmpClient
 from tests.real.tools import (
@@ -257,9 +257,15 @@ def test_an_application_that_reads_late_gets_a_large_answer_whole(
         wait_event(running, "linked")
         sock.sendall(f"{DUMP}\n".encode())
         pid = running.process.pid
-        wait_until(
-            lambda: unread(sock) > 20_000, what="the bridge does not write", timeout=PATIENCE
-        )
+        try:
+            wait_until(lambda: unread(sock) > 20_000, what="the bridge does not write")
+        except PeerError as error:
+            stuck = subprocess.run(
+                ["ss", "-Htnpm"], capture_output=True, text=True, check=False
+            ).stdout
+            raise PeerError(
+                f"{error}: {unread(sock)} bytes came; {stuck}; {running.stderr()}"
+            ) from error
         assert_alive(qemu)
         answer = receive_until(sock, b"\r\n" + PROMPT)
         assert human(answer, DUMP) == expected
