@@ -4,6 +4,9 @@
 # make coverage  the tests again, measuring which branches they take
 # make bench     how fast it is here, beside the best there is: 20 minutes, or ARGS="bulk latency"
 # make bench-quick  whether it is much slower than it was: a minute
+# make fuzz      look for inputs that no parser expects: half an hour, or SECONDS=60 ARGS="link mux"
+# make fuzz-quick  the same in a minute
+# make soak      let everything befall bridges that may: ten minutes, or MINUTES=60 ARGS="--seed 1"
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,13 +14,16 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find spicebridge man completions -type f -not -name '*.pyc') pyproject.toml
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check coverage bench bench-quick packages clean
+# tests wait a third of their time, for guests that boot and sockets that close
+WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
+
+.PHONY: demo test check coverage bench bench-quick fuzz fuzz-quick soak packages clean
 
 demo: $(VENV)/installed
 	$(BIN)/spicebridge demo $(if $(KEEP),--keep)
 
 test: packages $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
@@ -37,6 +43,16 @@ bench: packages $(VENV)/installed-test
 bench-quick: packages $(VENV)/installed-test
 	$(BIN)/python -m tests.benchmarks --quick $(ARGS)
 
+fuzz: SECONDS := 600
+fuzz-quick: SECONDS := 60
+fuzz-quick: ARGS += --jobs 6
+fuzz fuzz-quick: $(VENV)/installed-fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+soak: MINUTES := 10
+soak: packages $(VENV)/installed-test
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
 packages:
 	.ci/packages $(shell cat .ci/packages.txt)
 
@@ -54,6 +70,11 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install 'pip>=25.1'
 	$(PIP) install --group dev
+	touch $@
+
+# where there is no wheel nothing is installed, and tests.fuzz says so
+$(VENV)/installed-fuzz: $(VENV)/installed-dev
+	$(PIP) install --only-binary atheris --group fuzz
 	touch $@
 
 # gssapi is built from its source, with what the packages bring
