@@ -128,8 +128,10 @@ def hear(listener: Side, pieces: Iterable[bytes], keep: int = -1) -> Heard:
                 buffer[:count] = rest[:count]
                 rest = rest[count:]
                 given = conversation.receive_data(count)
-                for item in given:  # all of it is valid until the next
-                    _append(heard.items, bytes(item) if isinstance(item, memoryview) else item)
+                _note(heard.items, given)  # all of it is valid until the next
+                while conversation.more:
+                    given = conversation.receive_data(0)
+                    _note(heard.items, given)
                 if number == keep:
                     kept += [(view, bytes(view)) for view in given if isinstance(view, memoryview)]
                     conversation.spare_views()
@@ -139,6 +141,11 @@ def hear(listener: Side, pieces: Iterable[bytes], keep: int = -1) -> Heard:
     assert all(view == data for view, data in kept)
     heard.answers = bytes(conversation.control)
     return heard
+
+
+def _note(items: list[bytes | Event], given: Iterable[memoryview | Event]) -> None:
+    for item in given:
+        _append(items, bytes(item) if isinstance(item, memoryview) else item)
 
 
 def _append(items: list[bytes | Event], item: bytes | Event) -> None:

@@ -205,3 +205,20 @@ def test_a_count_inside_a_message_has_its_limit_too(
 ) -> None:
     error = refused(client_side(channel_type), message(number, payload))
     assert (error.offset, error.expected) == (6 + offset, expected)
+
+
+def test_what_unfolds_to_much_is_taken_one_after_another() -> None:
+    """256 KiB of blocks could unfold to 64 MiB at once."""
+    block = lz4.block.compress(bytes(MAX_UNCOMPRESSED), store_size=False)
+    payload = struct.pack("<BI", 1, MAX_UNCOMPRESSED) + block
+    stream = message(Msg.COMPRESSED_DATA, payload) * 3
+    side = client_side(PORT)
+    buffer = side.receive_buffer()
+    buffer[: len(stream)] = stream
+    (first,) = side.receive_data(len(stream))
+    given = [first]
+    while side.more:
+        assert side.control == b""
+        given += side.receive_data(0)
+        assert len(given) <= 3
+    assert [len(each) for each in given if isinstance(each, memoryview)] == [MAX_UNCOMPRESSED] * 3

@@ -83,7 +83,10 @@ def deliver(conversation: Conversation, data: bytes, cuts: Iterable[int] = ()) -
             assert count, "the receive buffer is full, nothing could ever be received again"
             buffer[:count] = rest[:count]
             rest = rest[count:]
-            for item in conversation.receive_data(count):
+            given = conversation.receive_data(count)
+            while conversation.more:
+                given += conversation.receive_data(0)
+            for item in given:
                 append(items, bytes(item) if isinstance(item, memoryview) else item)
     return items
 
