@@ -4,7 +4,7 @@ The server tells where that is before the machine goes (MAIN_MIGRATE_BEGIN, also
 client links there what it has linked here, with the same session id, says so, and waits. Then
 
 - seamless: each channel hands over its state and goes on, see `Channel.move`;
-- semi-seamless (MAIN_MIGRATE_END): the session begins anew on the links that wait there. What was
+- semi-seamless (MAIN_MIGRATE_END): the session begins anew on the main channel there. What was
   on its way between guest and client is lost with the old server, so applications are told;
 - MAIN_MIGRATE_SWITCH_HOST: it begins anew, and nothing was linked before;
 - MAIN_MIGRATE_CANCEL: it stays.

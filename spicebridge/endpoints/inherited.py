@@ -9,7 +9,7 @@ import socket
 import stat
 
 from spicebridge.endpoints.base import Application, Endpoint
-from spicebridge.endpoints.sockets import TCP_LINGER
+from spicebridge.endpoints.sockets import TCP_LINGER, ListenerEndpoint, linger_at
 from spicebridge.errors import EndpointError
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
 from spicebridge.transport.listen import Listener
@@ -61,7 +61,7 @@ class InheritedEndpoint(Endpoint):
         return Application(stream, self.name, linger=self._linger)
 
 
-class InheritedListener(Endpoint):
+class InheritedListener(ListenerEndpoint):
     """A socket that listens already, as systemd gives one: applications connect to it.
 
     The descriptor stays open when this is closed, and the socket's file is never removed: both
@@ -73,14 +73,9 @@ class InheritedListener(Endpoint):
         linger: see `Application`; by default that of a listening socket of our own.
     """
 
-    waits = True
-    repeats = True
-
     def __init__(self, fd: int, name: str = "", *, linger: float | None = None) -> None:
-        self.name = name or f"fd={fd}"
+        super().__init__(name or f"fd={fd}", linger)
         self._fd = fd
-        self._linger = linger
-        self._listener: Listener | None = None
 
     async def open(self) -> None:
         """Checks that it listens for streams; programs that we start do not get it."""
@@ -94,22 +89,9 @@ class InheritedListener(Endpoint):
                 "let ListenStream= of systemd make one",
             )
         os.set_inheritable(self._fd, False)
-        if self._linger is None and isinstance(address, TcpAddress):
-            self._linger = TCP_LINGER
+        self._linger = linger_at(address, self._linger)
         self._listener = Listener(sock, address)
         self.name = f"{self.name} ({address})"
-
-    async def accept(self) -> Application:
-        """The next connection."""
-        if self._listener is None:
-            raise EndpointError(f"{self.name} is not open")
-        stream, name = await self._listener.accept()
-        return Application(stream, name, linger=self._linger)
-
-    def close(self) -> None:
-        """Leaves the socket to who made it."""
-        if self._listener is not None:
-            self._listener.close()
 
 
 def is_listening(fd: int) -> bool:

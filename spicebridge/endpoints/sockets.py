@@ -13,40 +13,28 @@ TCP_LINGER = 0.5
 as long by default (its option -t)."""
 
 
-def _linger(address: Address, asked: float | None) -> float | None:
+def linger_at(address: Address, asked: float | None) -> float | None:
     """A Unix socket tells exactly when its peer has gone; TCP needs a time."""
     if asked is None and not isinstance(address, UnixAddress):
         return TCP_LINGER
     return asked
 
 
-class ListeningEndpoint(Endpoint):
-    """``mode=listen``: applications connect to us.
+class ListenerEndpoint(Endpoint):
+    """A socket where applications connect, whoever has made it.
 
     Args:
         name: as in the specification.
-        address: where to listen.
-        perm: mode of a Unix socket.
         linger: see `Application`.
     """
 
     waits = True
     repeats = True
 
-    def __init__(
-        self, name: str, address: Address, *, perm: int = 0o600, linger: float | None = None
-    ) -> None:
+    def __init__(self, name: str, linger: float | None) -> None:
         self.name = name
-        self._address = address
-        self._perm = perm
-        self._linger = _linger(address, linger)
+        self._linger = linger
         self._listener: Listener | None = None
-
-    async def open(self) -> None:
-        """Listens."""
-        self._listener = await listen(self._address, self._perm)
-        if self._listener.address != self._address:  # port 0 was asked for
-            self.name = f"tcp={self._listener.address}"
 
     async def accept(self) -> Application:
         """The next connection."""
@@ -56,9 +44,33 @@ class ListeningEndpoint(Endpoint):
         return Application(stream, name, linger=self._linger)
 
     def close(self) -> None:
-        """Stops listening and removes the socket's file."""
+        """Stops listening and removes the socket's file, if it was made here."""
         if self._listener is not None:
             self._listener.close()
+
+
+class ListeningEndpoint(ListenerEndpoint):
+    """``mode=listen``: applications connect to us.
+
+    Args:
+        name: as in the specification.
+        address: where to listen.
+        perm: mode of a Unix socket.
+        linger: see `Application`.
+    """
+
+    def __init__(
+        self, name: str, address: Address, *, perm: int = 0o600, linger: float | None = None
+    ) -> None:
+        super().__init__(name, linger_at(address, linger))
+        self._address = address
+        self._perm = perm
+
+    async def open(self) -> None:
+        """Listens."""
+        self._listener = await listen(self._address, self._perm)
+        if self._listener.address != self._address:  # port 0 was asked for
+            self.name = f"tcp={self._listener.address}"
 
 
 class ConnectingEndpoint(Endpoint):
@@ -76,7 +88,7 @@ class ConnectingEndpoint(Endpoint):
     def __init__(self, name: str, address: Address, *, linger: float | None = None) -> None:
         self.name = name
         self._address = address
-        self._linger = _linger(address, linger)
+        self._linger = linger_at(address, linger)
 
     async def accept(self) -> Application:
         """Connects."""
