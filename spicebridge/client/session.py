@@ -279,14 +279,17 @@ class Session:
                         raise ChannelNotFoundError("the server offers no channels")
 
     async def _receive(self) -> list[Event]:
-        items = await self._main.receive()
+        try:
+            items = await self._main.receive()
+        except ChannelClosedError as error:
+            # a server that goes with something of ours unread resets the connection
+            if isinstance(error.__cause__, ConnectionResetError):
+                raise _ended(f": {error.__cause__.strerror}") from error
+            raise
         self._heard = time.monotonic()
         if items is None:
             self.clean = True
-            raise SessionLostError(
-                "the server ended the session",
-                "has another client taken it over, or the server stopped?",
-            )
+            raise _ended()
         events = [each for each in items if not isinstance(each, memoryview)]
         for event in events:
             self._report(event)
@@ -392,6 +395,13 @@ class Session:
         finally:
             self._migration = None
             self._parted.set()
+
+
+def _ended(how: str = "") -> SessionLostError:
+    return SessionLostError(
+        f"the server ended the session{how}",
+        "has another client taken it over, or the server stopped?",
+    )
 
 
 @asynccontextmanager

@@ -142,6 +142,12 @@ async def links_and_is_silent(stream: Stream) -> None:
     await read_to_end(stream)
 
 
+async def closes_with_something_unread(stream: Stream) -> None:
+    await links(stream)
+    await says(stream, MAIN_INIT)
+    await stream.readable()
+
+
 async def cuts_the_reply(stream: Stream) -> None:
     await says(stream, (await hears_a_link(stream))[:100])
 
@@ -162,6 +168,7 @@ async def refuses_with(stream: Stream) -> None:
         (cuts_the_reply, ProtocolError, "closed connection"),
         (refuses_with, LoginError, "permission denied"),
         (links_and_closes, SessionLostError, "ended the session"),
+        (closes_with_something_unread, SessionLostError, "ended the session: Connection reset"),
         (links_and_is_silent, ConnectError, "opening a session at .*no answer within"),
         (main_that(message(103, bytes(31))), ProtocolError, "MAIN_INIT .*31"),
         (main_that(message(0xBEEF)), ProtocolError, "a message type of this channel"),
@@ -181,6 +188,7 @@ async def refuses_with(stream: Stream) -> None:
         "half a reply",
         "refuses",
         "closes after the link",
+        "closes with something unread",
         "silent after the link",
         "short MAIN_INIT",
         "unknown message",
