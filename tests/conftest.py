@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.peers.processes import PATIENCE as PATIENCE
+
 # a machine may be busy, and no test asserts a timing
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 EXECUTABLE = Path(sys.executable).with_name("spicebridge")
-PATIENCE = 60.0
-"""Seconds after which something that has not happened is a failure, on the slowest machine."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -23,10 +23,10 @@ from spicebridge.cli.spec import BARE, CHOICES, ENDS, KEYS
 from spicebridge.protocol.sasl_choice import MECHANISMS
 from spicebridge.transport import uri
 from spicebridge.transport.proxy_address import _PORTS as PROXY_PORTS
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "completions"
-PATIENCE = 60.0
 URIS = {
     f"{scheme}:///" if scheme == "spice+unix" else f"{scheme}://"
     for scheme in re.findall(r"``([a-z+]+)://", uri.__doc__ or "")

@@ -63,12 +63,12 @@ from spicebridge.transport.keepalive import IDLE, INTERVAL, PROBES
 from spicebridge.transport.proxy_address import _PORTS as PROXY_PORTS
 from spicebridge.transport.subject import parse_subject
 from spicebridge.transport.trust import TRUSTSTORE
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "man" / "spicebridge.1"
 SERVER = "THE SERVER"
 SPECIFICATION = "THE --custom-channel SPECIFICATION"
-PATIENCE = 60.0
 SERVICE_MANAGER = (
     *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
     *("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"),

@@ -28,7 +28,6 @@ from spicebridge.protocol.constants import Msg, PortEventType
 from spicebridge.protocol.events import PortEvent
 from spicebridge.protocol.messages import encode_port_event
 from tests.bridge.tools import (
-    PATIENCE,
     Running,
     bridging,
     offering,
@@ -36,6 +35,7 @@ from tests.bridge.tools import (
     read_exactly,
     until,
 )
+from tests.conftest import PATIENCE
 from tests.protocol.frames import HEADER, frame
 from tests.protocol.wire import pieces
 

@@ -22,7 +22,6 @@ from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.listen import listen
 from tests.bridge.mux_tools import WEBDAV, Applications, demux, nothing_left, receive_some, stage
 from tests.bridge.tools import (
-    PATIENCE,
     USER,
     EventLog,
     bridging,
@@ -33,6 +32,7 @@ from tests.bridge.tools import (
     spec,
     until,
 )
+from tests.conftest import PATIENCE
 from tests.protocol.frames import frame
 
 # Applications that are not there

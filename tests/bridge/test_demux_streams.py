@@ -16,7 +16,6 @@ from anyio.abc import SocketStream
 from spicebridge import ConnectingEndpoint, TcpAddress
 from tests.bridge.mux_tools import WEBDAV, MuxGuest, demux, echo, receive_some, serve, stage
 from tests.bridge.tools import (
-    PATIENCE,
     USER,
     EventLog,
     bridging,
@@ -25,6 +24,7 @@ from tests.bridge.tools import (
     read_exactly,
     until,
 )
+from tests.conftest import PATIENCE
 from tests.protocol.frames import frame
 
 MIB = 1024 * 1024

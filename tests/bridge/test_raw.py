@@ -30,7 +30,6 @@ from spicebridge import (
     UsageError,
 )
 from tests.bridge.tools import (
-    PATIENCE,
     EventLog,
     bridging,
     connected,
@@ -46,6 +45,7 @@ from tests.bridge.tools import (
     spec,
     until,
 )
+from tests.conftest import PATIENCE
 
 MIB = 1024 * 1024
 HELD = 8 * MIB

@@ -30,7 +30,6 @@ from spicebridge.bridge.serving import offers, serve_bridges
 from spicebridge.protocol.constants import PortEventType
 from spicebridge.transport.target import Target
 from tests.bridge.tools import (
-    PATIENCE,
     EventLog,
     bridging,
     connected,
@@ -41,6 +40,7 @@ from tests.bridge.tools import (
     spec,
     until,
 )
+from tests.conftest import PATIENCE
 
 # What is offered
 

@@ -32,9 +32,7 @@ from spicebridge.protocol.messages import encode_port_init
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.listen import listen
 from spicebridge.transport.target import Target
-
-PATIENCE = 60.0
-"""Seconds after which something that has not happened, all in this process, is a failure."""
+from tests.conftest import PATIENCE
 
 USER = 128
 

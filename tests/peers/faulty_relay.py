@@ -20,11 +20,10 @@ from typing import Final, Self
 
 from .faults import BLOCK, Direction, Fault, Flow, Plan
 from .held_port import HeldPort
-from .processes import PeerError
+from .processes import PATIENCE, PeerError
 
 __all__ = ["Connection", "Fault", "FaultyRelay", "Flow", "Plan"]
 
-_TIMEOUT: Final = 10.0
 _DRAINED: Final = 16
 """Reads of what is dropped before a connection is closed."""
 
@@ -206,7 +205,7 @@ class FaultyRelay:
 
         if self._thread.is_alive():
             self.call(end)
-            self._thread.join(_TIMEOUT)
+            self._thread.join(PATIENCE)
 
     # What the test does with it
 
@@ -240,7 +239,7 @@ class FaultyRelay:
         yield
         self.come_back()
 
-    def wait(self, condition: Callable[[], object], what: str, timeout: float = _TIMEOUT) -> None:
+    def wait(self, condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
         """Waits until something is so, looking whenever something has happened in the relay.
 
         Raises:
@@ -254,7 +253,7 @@ class FaultyRelay:
                 ]
                 raise PeerError(f"{what} within {timeout} s; up, down: {state}")
 
-    def wait_connection(self, number: int, timeout: float = _TIMEOUT) -> Connection:
+    def wait_connection(self, number: int, timeout: float = PATIENCE) -> Connection:
         """Waits for the connection of a number."""
         self.wait(lambda: len(self.connections) > number, f"no connection {number}", timeout)
         return self.connections[number]
@@ -271,7 +270,7 @@ class FaultyRelay:
 
         self._calls.append(run)
         self._wake.send(b"\0")
-        if not done.wait(_TIMEOUT):
+        if not done.wait(PATIENCE):
             raise PeerError("the relay does not answer")
 
     # Its thread
@@ -343,7 +342,7 @@ def _connect(uri: str) -> socket.socket:
     scheme, _, place = uri.partition("://")
     unix = scheme.endswith("+unix")
     sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
-    sock.settimeout(_TIMEOUT)
+    sock.settimeout(PATIENCE)
     try:
         if unix:
             sock.connect(place)

@@ -21,10 +21,9 @@ import lz4.block
 
 from .cache import cached, command, digest
 from .certificates import CertificateFiles
-from .processes import PeerError, wait_until
+from .processes import PATIENCE, PeerError, wait_until
 from .qemu import Qemu
 
-_BOOT_TIMEOUT = 60.0
 _CONTROL = "control"
 
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
@@ -145,7 +144,7 @@ class Guest(Qemu):
             raise
         if not incoming:
             try:
-                self.run("true", timeout=_BOOT_TIMEOUT)
+                self.run("true", timeout=PATIENCE)
             except BaseException:
                 self.stop()
                 raise
@@ -155,7 +154,7 @@ class Guest(Qemu):
         self._shell.close()
         super().stop()
 
-    def run(self, script: str, *, timeout: float = 30.0) -> str:
+    def run(self, script: str, *, timeout: float = PATIENCE) -> str:
         """Run shell commands in the guest; give back what they print, standard error with it.
 
         What is to go on in the background must not keep that output: `portpump … >/tmp/log 2>&1 &`.

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from .processes import PeerError, Process, free_port, wait_until
+from .processes import PATIENCE, PeerError, Process, free_port, wait_until
 
 REALM = "SPICE.TEST"
 
 _PORT_ATTEMPTS = 5
-_TIMEOUT = 30.0
 
 
 class Realm:
@@ -59,7 +58,7 @@ class Realm:
         for attempt in range(_PORT_ATTEMPTS):
             self.process = Process(["/usr/sbin/krb5kdc", "-n"], env=self.env)
             try:
-                wait_until(self._answers, what="the KDC does not answer", timeout=_TIMEOUT)
+                wait_until(self._answers, what="the KDC does not answer", timeout=PATIENCE)
             except PeerError as error:
                 failure = self.process.error(str(error))
                 self.process.stop()
@@ -73,7 +72,7 @@ class Realm:
         if self.process.popen.poll() is not None:
             raise PeerError("the KDC has ended")
         try:
-            socket.create_connection(("127.0.0.1", self._port), timeout=_TIMEOUT).close()
+            socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE).close()
         except ConnectionRefusedError:
             return False
         return True
@@ -100,7 +99,7 @@ class Realm:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT,
+            timeout=PATIENCE,
             check=False,
         )
         if ran.returncode:

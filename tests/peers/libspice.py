@@ -14,7 +14,7 @@ from pathlib import Path
 from . import cache
 from .certificates import CertificateFiles
 from .held_port import HeldPort
-from .processes import JsonProcess, Message, free_port
+from .processes import PATIENCE, JsonProcess, Message, free_port
 
 _SOURCE = Path(__file__).with_name("spice_endpoint.c")
 _LIBRARIES = ("spice-server", "glib-2.0", "libcrypto")
@@ -122,7 +122,7 @@ class SpiceEndpoint(JsonProcess):
         """Have the silent guest of `name` take all from now on, queued bytes first."""
         self.send(f"take {name}")
 
-    def wait_state(self, name: str, connected: bool, *, timeout: float = 10.0) -> Message:
+    def wait_state(self, name: str, connected: bool, *, timeout: float = PATIENCE) -> Message:
         """Wait until the last that was heard of `name` is that a client is, or is not, linked.
 
         The message has what `stats` has.

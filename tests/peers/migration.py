@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from .guest import Guest
-from .processes import PeerError, wait_until
+from .processes import PATIENCE, PeerError, wait_until
 
-_TIMEOUT = 60.0
 _FAST, _SLOW = 1 << 40, 1 << 16
 """Bytes a second: as fast as it goes, and so slow that the machine never gets there."""
 
@@ -61,8 +60,8 @@ class Migrating:
     def move(self) -> None:
         """Move the guest to the target, wait until the client has followed, end the source."""
         target = self._begin(_FAST)
-        wait_until(self._moved, what="the guest does not arrive", timeout=_TIMEOUT)
-        wait_until(self._migrated, what="clients do not leave the source", timeout=_TIMEOUT)
+        wait_until(self._moved, what="the guest does not arrive", timeout=PATIENCE)
+        wait_until(self._migrated, what="clients do not leave the source", timeout=PATIENCE)
         self._target = None
         source, self.guest = self.guest, target
         source.stop()
@@ -100,7 +99,7 @@ class Migrating:
         wait_until(
             lambda: len(_channels(target)) == len(_channels(source)),
             what="the client does not link the target's channels",
-            timeout=_TIMEOUT,
+            timeout=PATIENCE,
         )
 
     def _begin(self, bandwidth: int) -> Guest:

@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+PATIENCE = 60.0
+"""Seconds after which something that has not happened is a failure, on the slowest machine."""
+
 _STOP_TIMEOUT = 5.0
 _POLL_INTERVAL = 0.02
 _STDERR_TAIL = 4000
@@ -129,7 +132,9 @@ class JsonProcess(Process):
         except BrokenPipeError:
             raise self.error(f"it cannot be told {line!r}") from None
 
-    def wait_message(self, *, since: int = 0, timeout: float = 10.0, **fields: object) -> Message:
+    def wait_message(
+        self, *, since: int = 0, timeout: float = PATIENCE, **fields: object
+    ) -> Message:
         """Wait for a message, at index `since` or later, that has all of `fields`; return it."""
         wanted = fields.items()
         return self.wait_messages(
@@ -143,7 +148,7 @@ class JsonProcess(Process):
         find: Callable[[Sequence[Message]], Message | None],
         *,
         what: str,
-        timeout: float = 10.0,
+        timeout: float = PATIENCE,
     ) -> Message:
         """Wait until `find` picks one of the messages so far; `what` says what is missing else."""
         deadline = time.monotonic() + timeout
@@ -162,7 +167,7 @@ class JsonProcess(Process):
         super().stop()
 
 
-def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout: float = PATIENCE) -> None:
     """Poll `condition` until it holds; `what` says in the error what did not come to hold."""
     deadline = time.monotonic() + timeout
     while not condition():

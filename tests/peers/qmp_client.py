@@ -10,7 +10,8 @@ import os
 import socket
 from typing import Any, Self
 
-_TIMEOUT = 20.0
+from .processes import PATIENCE
+
 _TEXT = 32 * 1024
 _ON_THEIR_WAY = 8
 
@@ -25,7 +26,7 @@ class QmpClient:
     It owns the socket from here on; `events` holds what QEMU told unasked.
     """
 
-    def __init__(self, sock: socket.socket, *, timeout: float = _TIMEOUT) -> None:
+    def __init__(self, sock: socket.socket, *, timeout: float = PATIENCE) -> None:
         sock.settimeout(timeout)
         self._sock = sock
         self._lines = sock.makefile("rb")

@@ -13,8 +13,8 @@ import pytest
 
 from tests.bridge.tools import open_fds
 from tests.peers.faulty_relay import Fault, FaultyRelay, Flow, Plan
+from tests.peers.processes import PATIENCE
 
-TIMEOUT = 10.0
 MUCH = bytes(range(256)) * 16384
 
 
@@ -35,7 +35,7 @@ class Ends:
         with listener:
             self.client = stack.enter_context(reach(self.relay))
             self.server = stack.enter_context(listener.accept()[0])
-        self.server.settimeout(TIMEOUT)
+        self.server.settimeout(PATIENCE)
         self.connection = self.relay.wait_connection(0)
 
     def closed(self) -> None:
@@ -47,7 +47,7 @@ def reach(relay: FaultyRelay) -> socket.socket:
     """A client's connection to a relay."""
     scheme, _, place = relay.uri.partition("://")
     client = socket.socket(socket.AF_UNIX if scheme.endswith("unix") else socket.AF_INET)
-    client.settimeout(TIMEOUT)
+    client.settimeout(PATIENCE)
     try:
         if scheme.endswith("unix"):
             client.connect(place)
