@@ -20,7 +20,7 @@ import anyio.lowlevel
 from spicebridge.channel import CLOSE_TIMEOUT, Channel, ChannelClosedError
 from spicebridge.endpoints.base import Application
 from spicebridge.errors import SpicebridgeError, one_error
-from spicebridge.protocol.constants import SEND_DATA, PortEventType
+from spicebridge.protocol.constants import PortEventType
 from spicebridge.protocol.events import Event, PortEvent, PortInit
 from spicebridge.transport.splice import Splice
 
@@ -301,8 +301,8 @@ class Join:
         Returns:
             False if it is not, because the application takes nothing.
         """
-        deadline = anyio.current_time() + CLOSE_TIMEOUT
         await self._channel.settle()
+        deadline = anyio.current_time() + CLOSE_TIMEOUT
         while self._delivering:
             if anyio.current_time() > deadline:
                 return False
@@ -330,7 +330,10 @@ class Join:
         if splice is not None and not splice.usable:  # since a live migration
             splice = None
         try:
-            count = splice.fill(SEND_DATA) if splice else self._stream.gather_nowait(self._payload)
+            if splice is not None:
+                count = splice.fill(self._channel.room)
+            else:
+                count = self._stream.gather_nowait(self._payload[: self._channel.room])
         except OSError as error:
             log.warning("%s: %s", self._application.name, error.strerror)
             count = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 from spicebridge.errors import TakeoverError
@@ -85,6 +84,8 @@ class Retry:
         return self._next()
 
     def _next(self) -> float:
+        import random  # here, as most servers never go away
+
         delay = FIRST_DELAY * 2.0 ** min(self._grown, 32)
         self._grown += 1
         return min(self._longest, delay * random.uniform(1, 1.5))

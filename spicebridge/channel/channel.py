@@ -4,8 +4,9 @@ Closing has two rules of its own. Closing a socket with unread input makes the k
 connection, and the peer then loses what was on its way to it: so a channel ends its sending side,
 reads to end of file, and only then closes. And libspice-server 0.15 crashes when a client has gone
 before the guest took what it sent (RedCharDeviceSpiceVmc::on_free_self_token uses the client that
-is no more), and nothing in the protocol tells what was taken: so a client stays linked until the
-channel has been silent for a moment after the last DATA.
+is no more), or the guest reads end of file before the rest, and nothing in the protocol tells what
+was taken: so a client stays linked until a guest of its pace has taken all (`Untaken`), and the
+channel has been silent for a moment.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SETTLE_TIME = 0.5
 """Seconds of silence after our last DATA before a client leaves a channel."""
 
 SETTLE_LIMIT = 2.0
-"""Seconds that a client stays for this at most, on a channel that is never silent."""
+"""Seconds that a client stays for this silence at most, on a channel that is never silent."""
 
 
 class Channel(Moving):
@@ -73,16 +74,18 @@ class Channel(Moving):
     async def settle(self) -> None:
         """Waits, as a client, until the guest may be supposed to have taken our last DATA.
 
-        Another task receives meanwhile. Bounded by `SETTLE_LIMIT`, behind a move, if there is one.
-        A guest that has closed its port takes nothing, however long one waits.
+        Another task receives meanwhile. Bounded by `SETTLE_LIMIT`, behind a move, if there is one,
+        and behind the time that the guest takes. One that has closed its port takes nothing,
+        however long one waits.
         """
         while self._move is not None:  # the other server waits for the state of what it has linked
             await self._move.change()
         if self._server or (self.port is not None and not self.port.opened):
             return
-        with anyio.move_on_after(SETTLE_LIMIT):
-            while (rest := self._active + SETTLE_TIME - time.monotonic()) > 0:
-                await anyio.sleep(rest)
+        untaken = self._untaken
+        with anyio.move_on_after(max(0.0, untaken.taken - time.monotonic()) + SETTLE_LIMIT):
+            while (left := max(untaken.taken, untaken.active + SETTLE_TIME) - time.monotonic()) > 0:
+                await anyio.sleep(left)
 
     async def aclose(self) -> None:
         """Settles, ends our side, reads the peer's to its end, and closes.

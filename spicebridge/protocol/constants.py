@@ -279,3 +279,6 @@ SEND_DATA: Final = 256 * 1024
 Neither libspice-server nor spice-client-glib has a bound. Four times what they send themselves
 saves the server a quarter of its work, and spice-client-glib sends as much.
 """
+
+MAX_STORED: Final = 4096
+"""Bytes that we put in one COMPRESSED_DATA, at most, as they are."""

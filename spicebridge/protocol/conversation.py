@@ -23,6 +23,7 @@ from spicebridge.protocol.constants import (
     MAX_DATA,
     MAX_MESSAGE,
     MAX_MIGRATE_DATA,
+    MAX_STORED,
     MAX_UNCOMPRESSED,
     RECEIVE_BUFFER,
     SEND_DATA,
@@ -52,12 +53,15 @@ from spicebridge.protocol.messages import (
     encode_ping,
     messages_from_client,
     messages_from_server,
+    stored_head,
 )
 
 _DATA: Final = int(Msg.DATA)
 _MIGRATE_DATA: Final = int(Msg.MIGRATE_DATA)
 _COMPRESSED: Final = int(Msg.COMPRESSED_DATA)
 _NO_DATA: Final = -1
+_HEAD: Final = MAX_HEADER + len(stored_head(MAX_STORED))
+"""Bytes before the payload in the send buffer: what may have to stand there."""
 
 
 class Conversation:
@@ -99,7 +103,7 @@ class Conversation:
         self.moves: MigrateFlags | None = None
         self._state_comes = False  # MIGRATE has said so
         self.control = bytearray()
-        self._send_buffer = bytearray(0 if main else MAX_HEADER + SEND_DATA)
+        self._send_buffer = bytearray(0 if main else _HEAD + SEND_DATA)
         self._send_view = memoryview(self._send_buffer)
 
     # Receiving
@@ -297,13 +301,22 @@ class Conversation:
 
     def payload_buffer(self) -> memoryview:
         """Where the payload of the next DATA goes, `SEND_DATA` bytes; its header goes before it."""
-        return self._send_view[MAX_HEADER:]
+        return self._send_view[_HEAD:]
 
     def data_message(self, count: int) -> memoryview:
         """The next DATA, whole, whose payload is the first `count` bytes of `payload_buffer`."""
-        start = MAX_HEADER - self._sending.size
+        start = _HEAD - self._sending.size
         self._sending.pack_into(self._send_buffer, start, _DATA, count)
-        return self._send_view[start : MAX_HEADER + count]
+        return self._send_view[start : _HEAD + count]
+
+    def stored_message(self, count: int) -> memoryview:
+        """As `data_message`, but a COMPRESSED_DATA with `count` bytes, 1 to `MAX_STORED`."""
+        head = stored_head(count)
+        start = _HEAD - len(head)
+        self._send_buffer[start:_HEAD] = head
+        start -= self._sending.size
+        self._sending.pack_into(self._send_buffer, start, _COMPRESSED, len(head) + count)
+        return self._send_view[start : _HEAD + count]
 
     def data_header(self, count: int) -> bytes:
         """The header of the next DATA, whose payload of `count` bytes goes another way."""

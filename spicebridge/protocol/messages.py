@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from spicebridge.errors import ProtocolError
@@ -189,6 +190,21 @@ def _channels_list(body: Body) -> ChannelsList:
     entries = body.data[_U32.size :]
     body.require(2 * count == len(entries), 0, f"{len(entries) // 2} channels", count)
     return ChannelsList(tuple(zip(entries[::2], entries[1::2], strict=True)))
+
+
+@lru_cache(maxsize=64)  # who sends little often sends as much again
+def stored_head(count: int) -> bytes:
+    """What makes a COMPRESSED_DATA of `count` bytes, 1 or more, that follow as they are.
+
+    An LZ4 block may be one sequence of literals and nothing else: a token, whose upper half is
+    their count up to 15, and what is left of that in bytes, the last one less than 255
+    (lz4_Block_format.md).
+    """
+    head = _COMPRESSED.pack(DataCompressionType.LZ4, count)
+    if count < 15:
+        return head + bytes((count << 4,))
+    full, rest = divmod(count - 15, 255)
+    return head + b"\xf0" + b"\xff" * full + bytes((rest,))
 
 
 def _compressed_data(body: Body) -> Unfolded:

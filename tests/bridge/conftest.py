@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bridge.tools import EventLog
+from tests.channel.hasty import make_hasty
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own endpoint does not need the moment that libspice-server must be given at the end."""
-    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.02)
+    make_hasty(monkeypatch, 0.02)
 
 
 @pytest.fixture

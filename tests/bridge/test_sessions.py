@@ -36,6 +36,7 @@ from spicebridge.bridge.raw import RawBridge
 from spicebridge.client import session as session_module
 from spicebridge.errors import TakeoverError, TlsError
 from spicebridge.protocol.constants import Msg
+from spicebridge.protocol.messages import stored_head
 from spicebridge.server.endpoint import Offer, SpiceEndpoint
 from spicebridge.transport.listen import listen
 from spicebridge.transport.target import Target
@@ -500,7 +501,7 @@ async def test_a_session_goes_on_where_its_machine_has_gone(short_tmp: Path, log
         assert moved["to"] == str(there.address)
         async with connected(path) as app:
             await app.send(b"hello")
-            await (await there.linked(10, 0)).hears(Msg.DATA, b"hello")
+            await (await there.linked(10, 0)).hears(Msg.COMPRESSED_DATA, stored_head(5) + b"hello")
         await until(lambda: len(running.sessions) == 2, "it is told")
 
 

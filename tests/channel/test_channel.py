@@ -12,8 +12,17 @@ import pytest
 
 from spicebridge.channel import Channel, ChannelClosedError
 from spicebridge.errors import ProtocolError, SessionLostError
-from spicebridge.protocol.constants import MAX_DATA, SEND_DATA, Msg, MsgC, PortEventType
+from spicebridge.protocol.constants import (
+    MAX_DATA,
+    MAX_STORED,
+    SEND_DATA,
+    Msg,
+    MsgC,
+    PortEventType,
+    SpicevmcCap,
+)
 from spicebridge.protocol.events import Ack, AckSync, Pong, PortEvent
+from tests.channel.hasty import make_hasty
 from tests.protocol.wire import message, say, say_data
 from tests.transport.pairs import settled, until
 from tests.transport.peer import PING, SMALL, Peer, copied, linked, ping, with_answers_waiting
@@ -24,7 +33,7 @@ BOTH_HEADERS = pytest.mark.parametrize("mini", [True, False], ids=["mini", "full
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No guest here needs a moment before a channel is left."""
-    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.001)
+    make_hasty(monkeypatch)
 
 
 async def receive_all(channel: Channel) -> None:
@@ -499,3 +508,38 @@ async def test_closing_again_never_touches_who_has_the_descriptor_now(first: str
             far.shutdown(socket.SHUT_WR)
             await channel.aclose()
             assert at.recv(100) == message(Msg.DATA, b"not for us")
+
+
+# What libspice-server keeps for the guest, should we go
+
+
+def kinds(said: bytes) -> list[int]:
+    """The types of messages with the small header."""
+    found = []
+    while said:
+        kind, size = struct.unpack_from("<HI", said)
+        found.append(kind)
+        said = said[6 + size :]
+    return found
+
+
+async def test_a_little_is_sent_so_that_libspice_server_keeps_it() -> None:
+    with linked(caps={SpicevmcCap.DATA_COMPRESS_LZ4}) as (channel, peer):
+        for _ in range(66):
+            await channel.send(b"x")
+        said = kinds(peer.listens() or b"")
+        assert said == [Msg.COMPRESSED_DATA] * 64 + [Msg.DATA, Msg.COMPRESSED_DATA]
+
+
+async def test_much_is_not() -> None:
+    with linked(caps={SpicevmcCap.DATA_COMPRESS_LZ4}) as (channel, peer):
+        for size in (MAX_STORED, MAX_STORED + 1, 1):
+            await channel.send(bytes(size))
+        said = kinds(peer.listens() or b"")
+        assert said == [Msg.COMPRESSED_DATA, Msg.DATA, Msg.COMPRESSED_DATA]
+
+
+async def test_nor_is_a_little_to_a_server_that_knows_no_lz4() -> None:
+    with linked() as (channel, peer):
+        await channel.send(b"x")
+        assert peer.listens() == message(Msg.DATA, b"x")

@@ -33,6 +33,7 @@ from spicebridge.protocol.framing import Framing
 from spicebridge.protocol.messages import encode_port_init
 from spicebridge.transport.stream import Stream
 from spicebridge.transport.wire import Wire
+from tests.channel.hasty import make_hasty
 from tests.conftest import PATIENCE
 from tests.protocol.wire import Item, append, message, messages
 from tests.transport.pairs import connected, settled, until
@@ -258,7 +259,7 @@ async def stage(
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.001)
+    make_hasty(monkeypatch)
     monkeypatch.setattr("spicebridge.channel.moving._LOOK_EVERY", 0.001)
 
 

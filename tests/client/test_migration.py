@@ -20,7 +20,7 @@ from spicebridge.errors import SessionLostError, UsageError
 from spicebridge.protocol.constants import MainCap, Msg, MsgC
 from spicebridge.protocol.events import MainInit, Migrate, MigrationTarget, PortInit
 from spicebridge.protocol.link import channel_caps
-from spicebridge.protocol.messages import encode_main_init
+from spicebridge.protocol.messages import encode_main_init, stored_head
 from spicebridge.transport.address import TcpAddress, UnixAddress, WebAddress
 from spicebridge.transport.target import Target, Trust
 from tests.client.fake_servers import SESSION, FakeServer, fake_server, hand_over, hand_over_all
@@ -159,7 +159,7 @@ async def test_a_session_goes_on_at_the_other_server(short_tmp: Path, unix: bool
         assert await on.channel.read() == b"after"
         assert on.channel.port == PortInit("org.x", opened=True)
         await on.channel.send(b"up")
-        await on.there.port.hears(Msg.DATA, b"up")
+        await on.there.port.hears(Msg.COMPRESSED_DATA, stored_head(2) + b"up")
         await on.there.main.says((Msg.PING, bytes(12)))
         await on.there.main.hears(MsgC.PONG, bytes(12))
 
@@ -369,7 +369,7 @@ async def test_a_machine_that_stays(version: int | None) -> None:
         await on.here.main.says(CANCEL)
         await until(lambda: main.ended and port.ended)
         await on.channel.send(b"x" * 100)
-        await on.here.port.hears(Msg.DATA, b"x" * 100)
+        await on.here.port.hears(Msg.COMPRESSED_DATA, stored_head(100) + b"x" * 100)
         await on.here.port.says((Msg.DATA, b"still here"))
         assert await on.channel.read() == b"still here"
         assert not on.session.lost.is_set()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+import lz4.block
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spicebridge.protocol.constants import SEND_DATA, Msg, MsgC
+from spicebridge.protocol.constants import MAX_STORED, SEND_DATA, Msg, MsgC
 from spicebridge.protocol.conversation import Conversation
 from spicebridge.protocol.events import Ack, AckSync, Ignored, PortEvent
+from spicebridge.protocol.messages import stored_head
 from tests.protocol.sequences import SEQUENCES, Said, expected_answers, expected_items
 from tests.protocol.wire import (
     MAIN,
@@ -226,3 +228,24 @@ def test_data_of_ours_is_written_in_place_behind_its_header(mini: bool, header: 
     assert len(whole) == header + SEND_DATA
     assert whole.obj is buffer.obj
     assert deliver(server_side(mini_header=mini), bytes(whole)) == [b"x" * SEND_DATA]
+
+
+@given(st.binary(min_size=1, max_size=MAX_STORED), st.booleans(), st.sets(st.integers(1, 4000)))
+@relaxed
+def test_a_little_may_go_as_an_lz4_block_that_is_none_the_smaller(
+    data: bytes, mini: bool, cuts: set[int]
+) -> None:
+    conversation = client_side(mini_header=mini)
+    conversation.payload_buffer()[: len(data)] = data
+    whole = conversation.stored_message(len(data))
+    assert whole.obj is conversation.payload_buffer().obj
+    assert len(whole) <= len(data) + (6 if mini else 18) + 5 + 1 + len(data) // 255 + 1
+    assert deliver(server_side(mini_header=mini), bytes(whole), cuts) == [data]
+
+
+@pytest.mark.parametrize("size", [1, 14, 15, 16, 269, 270, 271, 524, 525, 526, MAX_STORED])
+def test_any_decoder_reads_such_a_block(size: int) -> None:
+    data = bytes(number % 251 for number in range(size))
+    head = stored_head(size)
+    assert struct.unpack_from("<BI", head) == (1, size)
+    assert lz4.block.decompress(head[5:] + data, uncompressed_size=size) == data

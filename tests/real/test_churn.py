@@ -16,6 +16,7 @@ from spicebridge import UnixAddress, run_bridges
 from spicebridge.transport.target import Target
 from tests.bridge.mux_tools import nothing_left
 from tests.bridge.tools import connected, echo, offering, open_fds, read_exactly, spec, until
+from tests.channel.hasty import make_hasty
 from tests.conftest import Spicebridge
 from tests.hostile.client_liar import works
 from tests.peers.faulty_relay import Fault, FaultyRelay
@@ -225,7 +226,7 @@ async def test_tasks_and_descriptors_in_this_process(
     short_tmp: Path, monkeypatch: pytest.MonkeyPatch, attach: Literal["always", "demand"]
 ) -> None:
     """Of applications, links and sessions, while the bridge runs and once it has ended."""
-    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.001)
+    make_hasty(monkeypatch)
     monkeypatch.setattr("spicebridge.client.session.CLOSE_TIMEOUT", 0.01)
     async with nothing_left(), offering(short_tmp, echo) as address:
         assert isinstance(address, UnixAddress)

@@ -272,6 +272,26 @@ def test_a_guest_that_takes_nothing_stops_the_application(bridge: Start, short_t
         assert (stats["received"], stats["sha256"]) == (len(data), sha256(data))
 
 
+def test_a_little_reaches_a_guest_that_takes_it_after_we_have_gone(
+    bridge: Start, short_tmp: Path
+) -> None:
+    """libspice-server 0.15 would crash, had it come as DATA."""
+    data = os.urandom(4000)
+    with SpiceEndpoint(f"silent:{NAME}") as endpoint:
+        running = bridge(endpoint)
+        with connection(short_tmp / "s") as sock:
+            sock.sendall(data)
+            assert running.stop() == 0
+        endpoint.wait_state(NAME, connected=False)
+        endpoint.take(NAME)
+
+        def has_all() -> bool:
+            return int(endpoint.stats(NAME)["received"]) == len(data)
+
+        wait_until(has_all, what="the guest does not get all", timeout=PATIENCE)
+        assert endpoint.stats(NAME)["sha256"] == sha256(data)
+
+
 @pytest.mark.parametrize("way", ["tcp", "unix"])
 def test_an_application_that_closes_after_20_mib_loses_nothing(
     bridge: Start, short_tmp: Path, way: str

@@ -21,6 +21,7 @@ from spicebridge.server.limits import DEFAULT_LIMITS, ServerLimits
 from spicebridge.transport.address import Address, TcpAddress, UnixAddress
 from spicebridge.transport.listen import listen
 from spicebridge.transport.steps import step
+from tests.channel.hasty import make_hasty
 from tests.conftest import PATIENCE
 from tests.protocol.wire import KEY
 
@@ -30,7 +31,7 @@ Guest = Callable[[Channel], Awaitable[None]]
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No new key for every server, and no moment for guests before a channel is left."""
     monkeypatch.setattr("spicebridge.server.endpoint.new_ticket_key", lambda: KEY)
-    monkeypatch.setattr("spicebridge.channel.channel.SETTLE_TIME", 0.001)
+    make_hasty(monkeypatch)
 
 
 def make_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.1) -> None:

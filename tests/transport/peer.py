@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -107,11 +107,17 @@ class Peer:
 
 @contextmanager
 def linked(
-    *, kind: str = "unix", buffer: int = 0, channel_type: int = PORT, mini: bool = True
+    *,
+    kind: str = "unix",
+    buffer: int = 0,
+    channel_type: int = PORT,
+    mini: bool = True,
+    caps: Collection[int] = (),
 ) -> Iterator[tuple[Channel, Peer]]:
     """A client's channel and the server at its other end."""
     with anyio.fail_after(PATIENCE), connected(kind, buffer=buffer) as (stream, sock):
-        agreed = Linked(LinkRequest(1, channel_type, 3), mini_header=mini)
+        request = LinkRequest(1, channel_type, 3)
+        agreed = Linked(request, mini_header=mini, channel_caps=frozenset(caps))
         conversation = Conversation(channel_type, mini_header=mini, server=True)
         yield Channel(stream, agreed), Peer(sock, conversation)
 
