@@ -17,7 +17,17 @@ import typer.main
 from spicebridge import ConnectError, __version__
 from spicebridge.cli.commands import app
 from tests.cli.conftest import PASSWORD, Offered
-from tests.cli.tools import Screen, connect, marked, read_exactly, run, tree, until, wait_event
+from tests.cli.tools import (
+    Screen,
+    connect,
+    connect_once_served,
+    marked,
+    read_exactly,
+    run,
+    tree,
+    until,
+    wait_event,
+)
 from tests.conftest import EXECUTABLE, PATIENCE, Spicebridge
 
 Start = Callable[..., Spicebridge]
@@ -312,9 +322,7 @@ def test_no_live_line_where_it_was_not_wanted(
     with Screen() as screen:
         process = screen.run(offered.uri, *args, "--custom-channel", spec)
         try:
-            until("its socket is there", (short_tmp / "s").exists)
-            with connect(short_tmp / "s"):  # it is being served
-                pass
+            connect_once_served(short_tmp / "s").close()
             process.send_signal(signal.SIGTERM)
             screen.until_ended(process)
         finally:

@@ -23,6 +23,7 @@ from tests.cli.fake_server import fake_server, message, spice
 from tests.cli.tools import (
     Screen,
     connect,
+    connect_once_served,
     events,
     find_events,
     marked,
@@ -253,8 +254,7 @@ def test_sighup_that_is_ignored_stays_so(spicebridge: Start, echoing: str, short
 
 def assert_echoes(path: Path) -> None:
     """The bridge is there and works."""
-    until("there is a socket", path.exists)
-    with connect(path) as app:
+    with connect_once_served(path) as app:
         app.sendall(b"hello")
         assert read_exactly(app, 5) == b"hello"
 

@@ -80,6 +80,21 @@ def connect(path: Path | str) -> socket.socket:
     return app
 
 
+def connect_once_served(path: Path) -> socket.socket:
+    """As `connect`, but waits until there is a socket and somebody listens there."""
+    apps: list[socket.socket] = []
+
+    def served() -> bool:
+        try:
+            apps.append(connect(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    until(f"{path} is served", served)
+    return apps[0]
+
+
 def read_all(app: socket.socket) -> bytes:
     """Everything up to end of file."""
     pieces = []

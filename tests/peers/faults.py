@@ -159,6 +159,12 @@ class Direction:
             return fault
         return None
 
+    def go_on(self) -> None:
+        """Ends a `STALL`, the one that is to come as well."""
+        self.stalled = False
+        if self._fault is Fault.STALL:
+            self._fault = None
+
     def _write(self) -> None:
         due, data = self._waiting[0]
         size = self._flow.piece

@@ -59,10 +59,11 @@ class Connection:
         self._relay.call(lambda: self._settle([way.fail(fault) for way in ways]))
 
     def resume(self) -> None:
-        """Ends every `STALL` of it."""
+        """Ends every `STALL` of it, also one that has not come to pass."""
 
         def go_on() -> None:
-            self.up.stalled = self.down.stalled = False
+            self.up.go_on()
+            self.down.go_on()
             self.pass_on()
 
         self._relay.call(go_on)

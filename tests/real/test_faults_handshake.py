@@ -189,14 +189,15 @@ async def test_a_port_that_stalls_is_an_error_in_time_and_the_session_goes_on(
             before = open_fds()
             for offset in STALLS[way]:
                 relay.plan = functools.partial(plan, way, Flow(Fault.STALL, offset))
+                number = len(relay.connections)
                 with monkeypatch.context() as patch:
                     patch.setattr("spicebridge.transport.steps.CONNECT_TIMEOUT", TIMEOUT)
                     patch.setattr("spicebridge.client.session._NOTICE", 0.0)
                     with pytest.raises(ConnectError, match="no answer within") as caught:
                         await link(opened)
                 check(caught, relay)
-                stalled = relay.connections[-1]
-                stalled.resume()
+                stalled = relay.wait_connection(number)
+                stalled.resume()  # maybe before the stall: a busy machine gives us no time for it
                 relay.wait(lambda: stalled.closed, "the connection does not end")  # noqa: B023
                 assert open_fds() == before, offset
             relay.plan = lambda number: Plan()
