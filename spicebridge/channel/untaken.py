@@ -24,9 +24,9 @@ _FIRST_DATA: Final = 64 * 1024
 _FAST: Final = 4 * TOKENS * SEND_DATA
 """Bytes a second of a guest that takes all that may wait for it in a quarter of one."""
 
-_IN_KERNELS: Final = 8 * 1024 * 1024
-"""Bytes that may be on their way, beyond our reach and the server's: Linux lets TCP have 4 MiB on
-one side and 6 on the other, and gives it all of that to few."""
+_IN_KERNELS: Final = 4 * 1024 * 1024
+"""Bytes that may be on their way, beyond our reach and the server's: Linux lets a sender have that
+much, and the buffer of a receiver that does not read stays small."""
 
 
 class Untaken:
@@ -43,6 +43,7 @@ class Untaken:
         self._last = float("-inf")  # when the last DATA went
         self._since = 0.0  # when the first one of this stretch went
         self._sent = 0  # bytes since
+        self._known = 0.0  # what the pace was when there was less room
         self._give(_FIRST_DATA)
 
     def sent(self, count: int) -> None:
@@ -50,12 +51,13 @@ class Untaken:
         now = time.monotonic()
         taken = (now - self._last) * PACE
         if taken >= self._sent or taken >= self._unknown:
-            self._since, self._sent = now, 0
+            self._since, self._sent, self._known = now, 0, 0.0
             if self.room > _FIRST_DATA:
                 self._give(_FIRST_DATA)
         self._sent += count
         self._last = self.active = now
         if self._sent > self._unknown and self.room < SEND_DATA and self._pace >= _FAST:
+            self._known = self._pace
             self._give(SEND_DATA)
 
     def heard(self) -> None:
@@ -68,7 +70,7 @@ class Untaken:
         """When the guest will have taken all, if it is no slower than is known, or supposed."""
         if not self._sent:
             return self._last
-        return self._last + min(self._sent, self._unknown) / max(PACE, self._pace / 2)
+        return self._last + min(self._sent, self._unknown) / max(PACE, self._pace)
 
     def _give(self, room: int) -> None:
         self.room = room
@@ -77,4 +79,5 @@ class Untaken:
     @property
     def _pace(self) -> float:
         """Bytes a second that the guest has taken at least."""
-        return (self._sent - self._unknown) / max(self._last - self._since, 1e-6)
+        since = (self._sent - self._unknown) / max(self._last - self._since, 1e-6)
+        return max(self._known, since)

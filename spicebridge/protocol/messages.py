@@ -22,6 +22,7 @@ from spicebridge.protocol.constants import (
     MAX_MESSAGE,
     MAX_NOTIFY_TEXT,
     MAX_PORT_NAME,
+    MAX_STORED,
     MAX_UNCOMPRESSED,
     USER_DEFINED_START,
     ChannelType,
@@ -208,11 +209,13 @@ def stored_head(count: int) -> bytes:
 
 
 def _compressed_data(body: Body) -> Unfolded:
-    import lz4.block  # here, as most channels never have any
-
     kind, size = body.unpack(_COMPRESSED)
     body.require(kind == DataCompressionType.LZ4, 0, "LZ4 (1)", kind)
     body.require(size <= MAX_UNCOMPRESSED, 1, f"at most {MAX_UNCOMPRESSED} bytes", size)
+    if 0 < size <= MAX_STORED and body.data[:-size] == stored_head(size):
+        return Unfolded(bytes(body.data[-size:]))
+    import lz4.block  # here, as most channels never have any
+
     try:
         data: bytes = lz4.block.decompress(body.data[_COMPRESSED.size :], uncompressed_size=size)
     except lz4.block.LZ4BlockError as error:

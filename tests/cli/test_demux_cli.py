@@ -314,13 +314,12 @@ def test_a_server_without_descriptors_takes_connections_again_later(
     with echo_server(short_tmp / "echo"):
         spec = f"channelid=webdav,unixsocket={short_tmp}/echo"
         bridge = spicebridge(streams.uri, "--custom-channel", spec)
-        wait_event(streams.running, "linked")
         pid = streams.running.process.pid
-        used = len(os.listdir(f"/proc/{pid}/fd"))
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, used + 20))
         with connect(streams.path) as first:
             first.sendall(b"first")
             assert read_exactly(first, 5) == b"first"
+            used = len(os.listdir(f"/proc/{pid}/fd"))  # whatever is to be opened for clients is
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, used + 20))
             with connect(streams.path) as second:
                 second.sendall(b"second")
                 first.sendall(b"go on")
