@@ -65,6 +65,7 @@ class Flow:
         self._sending = anyio.Lock(fast_acquire=True)
         self._waiting = 0  # bytes of a DATA that has not begun
         self._splice: Splice | None = None  # what holds its payload, if it is not in the buffer
+        self._spliced = 0  # bytes of that
         self._message = _NOTHING  # what has not gone of one that has begun
         self._closed = False
         self._ended = False
@@ -77,7 +78,6 @@ class Flow:
         self._server = server
         self._untaken = Untaken()
         self._stored = 0  # DATA in a row that were
-        self._may_store = not server and SpicevmcCap.DATA_COMPRESS_LZ4 in linked.channel_caps
         self._held: list[memoryview | Event] = []
 
     @property
@@ -382,10 +382,12 @@ class Flow:
                     if written is None:
                         return False
                     self._message = self._message[written:]
+                    self._untaken.sent(written)
                 elif self._splice is not None and not self._waiting:
                     if not self._splice.drain():
                         return False
                     self._splice = None
+                    self._untaken.sent(self._spliced)
                 elif control:
                     written = len(control) if self._ended else self._wire.write_nowait([control])
                     if written is None:
@@ -406,15 +408,20 @@ class Flow:
     def _begin(self) -> None:
         if self._splice is not None:
             self._splice.prefix(self._conversation.data_header(self._waiting))
+            self._spliced = self._waiting
             self._stored = 0
-        elif self._waiting > MAX_STORED or not self._may_store or self._stored >= _STORED_IN_A_ROW:
-            self._message = self._conversation.data_message(self._waiting)
-            self._stored = 0
-        else:
+        elif self._waiting <= MAX_STORED and self._stored < _STORED_IN_A_ROW and self._may_store:
             self._message = self._conversation.stored_message(self._waiting)
             self._stored += 1
-        self._untaken.sent(self._waiting)
+        else:
+            self._message = self._conversation.data_message(self._waiting)
+            self._stored = 0
         self._waiting = 0
+
+    @property
+    def _may_store(self) -> bool:
+        """Whether the peer is a server that unpacks LZ4; another one may be, after a move."""
+        return not self._server and SpicevmcCap.DATA_COMPRESS_LZ4 in self.linked.channel_caps
 
     @property
     def _begun(self) -> bool:

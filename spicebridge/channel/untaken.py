@@ -47,7 +47,7 @@ class Untaken:
         self._give(_FIRST_DATA)
 
     def sent(self, count: int) -> None:
-        """Notes that a DATA has begun to go, whose payload has `count` bytes."""
+        """Notes that `count` bytes of DATA have gone."""
         now = time.monotonic()
         taken = (now - self._last) * PACE
         if taken >= self._sent or taken >= self._unknown:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from types import SimpleNamespace
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from spicebridge.channel import Channel, ChannelClosedError
+from spicebridge.channel import Channel, ChannelClosedError, untaken
 from spicebridge.errors import ProtocolError, SessionLostError
 from spicebridge.protocol.constants import (
     MAX_DATA,
@@ -537,6 +538,20 @@ async def test_much_is_not() -> None:
             await channel.send(bytes(size))
         said = kinds(peer.listens() or b"")
         assert said == [Msg.COMPRESSED_DATA, Msg.DATA, Msg.COMPRESSED_DATA]
+
+
+async def test_the_guest_has_its_time_from_when_the_last_of_it_went(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(untaken, "time", SimpleNamespace(monotonic=lambda: now))
+    with linked(buffer=SMALL) as (channel, peer):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(channel.send, bytes(SEND_DATA))
+            await until(lambda: not channel.usable)
+            now += 10
+            await peer.hears(SEND_DATA)
+        assert channel._untaken.active == now
 
 
 async def test_nor_is_a_little_to_a_server_that_knows_no_lz4() -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Final
 
@@ -27,10 +27,11 @@ from spicebridge.protocol.constants import (
     Msg,
     MsgC,
     PortEventType,
+    SpicevmcCap,
 )
 from spicebridge.protocol.events import Event, Migrate, PortEvent, PortInit
 from spicebridge.protocol.framing import Framing
-from spicebridge.protocol.messages import encode_port_init
+from spicebridge.protocol.messages import encode_port_init, stored_head
 from spicebridge.transport.stream import Stream
 from spicebridge.transport.wire import Wire
 from tests.channel.hasty import make_hasty
@@ -317,6 +318,20 @@ async def test_the_other_server_may_have_agreed_on_another_header(mini: tuple[bo
         await on.channel.send(b"up")
         await on.new.hears((MsgC.MIGRATE_DATA, b"state"), (Msg.DATA, b"up"))
         await until(lambda: on.data == b"beforeafter")
+
+
+async def test_the_other_server_may_know_no_lz4() -> None:
+    async with stage() as on:
+        knows = frozenset({SpicevmcCap.DATA_COMPRESS_LZ4})
+        on.channel.linked = replace(on.channel.linked, channel_caps=knows)
+        on.reads("each")
+        await on.channel.send(b"here")
+        stored = (Msg.COMPRESSED_DATA, stored_head(4) + b"here")
+        await on.old.hears(stored)
+        on.old.says(MIGRATE)
+        await on.finish()
+        await on.channel.send(b"there")
+        await on.new.hears((MsgC.MIGRATE_DATA, b"state"), (Msg.DATA, b"there"))
 
 
 @pytest.mark.parametrize("flags", [0, 1])
