@@ -25,6 +25,7 @@ from tests.cli.tools import (
     run,
     until,
     wait_event,
+    wait_taken,
 )
 from tests.conftest import PATIENCE, Spicebridge
 
@@ -357,6 +358,7 @@ def test_what_is_on_its_way_arrives_when_the_server_is_stopped(
         assert guest.recv(1) == b"!"
         guest.sendall(down)
         app.sendall(up)
+        wait_taken(app)  # what the bridge has not read yet is not on its way
         server.process.send_signal(signal.SIGTERM)
         assert read_all(app) == down
         app.close()

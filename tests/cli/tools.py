@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import socket
 import subprocess
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -93,6 +95,11 @@ def connect_once_served(path: Path) -> socket.socket:
 
     until(f"{path} is served", served)
     return apps[0]
+
+
+def wait_taken(app: socket.socket) -> None:
+    """Waits until the other end of a Unix socket has read all that was sent to it."""
+    until("all is taken", lambda: not any(fcntl.ioctl(app, termios.TIOCOUTQ, bytes(4))))
 
 
 def read_all(app: socket.socket) -> bytes:
