@@ -351,6 +351,7 @@ def _wire() -> Seeds:
         "good-masked": chosen["masked"] + b"\0\x40" + b"odd",
         "good-websocket": chosen["websocket"] + _CUTS + answer + hello + pieces + close,
         "bad-websocket": chosen["websocket"] + _CUTS + moved,
+        "bad-websocket-proofs": chosen["websocket"] + _CUTS + answer[:-2] + b"X: " + answer[-80:],
         "bad-spice": chosen["websocket"] + _CUTS + b"REDQ" + bytes(12),
         "good-http": chosen["http_proxy"] + no_login + established + b"REDQ",
         "good-http-login": chosen["http_proxy"] + login + b"HTTP/1.1 100 C\r\n\r\n" + established,

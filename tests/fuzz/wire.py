@@ -180,12 +180,17 @@ def masked(script: Script) -> bool:
 
 
 class _Server(Said):
-    """A server of WebSockets, who knows the proof."""
+    """A server of WebSockets, who knows the proof, and gives it once."""
+
+    _proved = False
 
     def _answer(self, piece: bytes) -> bytes:
+        if self._proved:
+            return piece
+        self._proved = ACCEPT in piece
         key = _KEY.search(self.heard)
         proof = hashlib.sha1((key[1] if key else b"") + _GUID, usedforsecurity=False).digest()
-        return piece.replace(ACCEPT, base64.b64encode(proof))
+        return piece.replace(ACCEPT, base64.b64encode(proof), 1)
 
 
 def websocket(script: Script) -> bool:
